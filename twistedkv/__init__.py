@@ -1,0 +1,1 @@
+"""twistedkv: a distributed, consistent key-value store on Twisted that speaks etcd's protocols."""

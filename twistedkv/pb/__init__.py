@@ -1,0 +1,1 @@
+"""etcd's protobuf messages: ``.proto`` files and the modules generated from them (never edited by hand)."""
