@@ -46,9 +46,7 @@ def generate() -> dict[Path, str]:
 
 def main(arguments: list[str]) -> int:
     """Write the modules, or with ``--check`` name the stale ones; the exit status."""
-    stale = [
-        (path, text) for path, text in generate().items() if not path.exists() or path.read_text() != text
-    ]
+    stale = [(path, text) for path, text in generate().items() if not path.exists() or path.read_text() != text]
     if "--check" in arguments:
         for path, _ in stale:
             print(f"{path.relative_to(ROOT)} is stale: run make generate", file=sys.stderr)
