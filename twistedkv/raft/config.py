@@ -1,0 +1,33 @@
+"""What a Raft node is told once, when it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from twistedkv.raft.log import NO_LIMIT
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of one node. Defaults are etcd's (server/etcdserver/bootstrap.go, server/embed/config.go)."""
+
+    id: int  # not 0
+    random: Random  # spreads election timeouts (Raft §5.2)
+    election_ticks: int = 10  # a follower waits one to two times this
+    heartbeat_ticks: int = 1  # less than election_ticks
+    max_size_per_message_bytes: int = 1024 * 1024  # of entries in one append; a single entry may be larger
+    max_inflight: int = 512  # appends on their way to one member
+    max_committed_bytes_per_ready: int = NO_LIMIT
+    pre_vote: bool = True  # Raft thesis §9.6
+    check_quorum: bool = True  # Raft thesis §6.2: a leader that hears from no quorum steps down
+    step_down_on_removal: bool = True  # a leader that is no voter any more lets another one be elected at once
+    validate_conf_changes: bool = True  # refuse a change while another one is not applied
+
+    def __post_init__(self) -> None:
+        if self.id == 0:
+            raise ValueError("node id 0 stands for nobody")
+        if not 0 < self.heartbeat_ticks < self.election_ticks:
+            raise ValueError("heartbeat_ticks must be at least 1 and less than election_ticks")
+        if self.max_inflight < 1:
+            raise ValueError("max_inflight must be at least 1")
