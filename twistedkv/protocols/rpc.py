@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
+from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from twistedkv.errors import UnimplementedError
 
@@ -27,7 +29,7 @@ class Kind(Enum):
 
 
 class Access(Enum):
-    """What a caller needs once authentication is on. There is no default: a method says it or the server does not start."""
+    """What a caller needs once authentication is on. A method that does not say it keeps the server from starting."""
 
     OPEN = "anyone who can connect"
     IDENTITY = "any valid user"
@@ -60,7 +62,18 @@ class Call:
     cancellation ``done`` is true and further verbs do nothing.
     """
 
-    __slots__ = ("__weakref__", "done", "head", "message", "method", "on_cancel", "on_half_close", "on_message", "on_writable", "peer")
+    __slots__ = (
+        "__weakref__",
+        "done",
+        "head",
+        "message",
+        "method",
+        "on_cancel",
+        "on_half_close",
+        "on_message",
+        "on_writable",
+        "peer",
+    )
 
     def __init__(self, method: Method, head: Head, peer: Peer, message: bytes = b"") -> None:
         self.method = method
@@ -114,6 +127,35 @@ class Method:
     response: type[Message]
     access: Access
     handler: Handler
+
+
+def service_methods(service: ServiceDescriptor, declared: Mapping[str, tuple[Access, Handler]]) -> list[Method]:
+    """The methods of one service; kinds and messages come from its descriptor.
+
+    Raises:
+        ValueError: a method of the service is not declared, or something declared is not a method of it.
+    """
+    names = {method.name for method in service.methods}
+    if names != declared.keys():
+        raise ValueError(f"{service.full_name}: {sorted(names ^ declared.keys())} declared without being there, or not")
+    return [
+        Method(
+            f"/{service.full_name}/{method.name}",
+            _KINDS[method.client_streaming, method.server_streaming],
+            GetMessageClass(method.input_type),
+            GetMessageClass(method.output_type),
+            *declared[method.name],
+        )
+        for method in service.methods
+    ]
+
+
+_KINDS = {
+    (False, False): Kind.UNARY,
+    (False, True): Kind.SERVER_STREAM,
+    (True, False): Kind.CLIENT_STREAM,
+    (True, True): Kind.BIDI,
+}
 
 
 class MethodTable:

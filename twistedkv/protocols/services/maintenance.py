@@ -1,0 +1,162 @@
+"""The Maintenance service: alarms, status, hashes, defragmentation.
+
+Source: etcd ``server/etcdserver/api/v3rpc/maintenance.go``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import google_crc32c
+from twisted.internet.defer import Deferred
+
+from twistedkv.apply import Alarms
+from twistedkv.errors import Code, CompactedError, FutureRevisionError, NoLeaderError, RPCError
+from twistedkv.pb import rpc_pb2
+from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
+from twistedkv.pb.rpc_pb2 import AlarmRequest, AlarmType, HashKVRequest, HashKVResponse, HashResponse, StatusResponse
+from twistedkv.protocols.rpc import Access, Call, Method, service_methods, unimplemented
+from twistedkv.protocols.services.answers import answer_when
+from twistedkv.storage.backend import MAX_MAIN, Backend, Bucket, Size, pack
+from twistedkv.storage.mvcc import Store, encode_row, hash_kv
+from twistedkv.wire import HeaderEncoder
+
+
+class MaintenanceMember(Protocol):
+    """What this service needs of the member; see :class:`twistedkv.server.Member`."""
+
+    header: HeaderEncoder
+    store: Store
+
+    @property
+    def term(self) -> int: ...
+
+    @property
+    def leader(self) -> int: ...
+
+    @property
+    def committed(self) -> int: ...
+
+    @property
+    def applied(self) -> int: ...
+
+    @property
+    def alarms(self) -> Alarms: ...
+
+    def propose_request(self, request: InternalRaftRequest) -> Deferred[bytes]: ...
+
+    def read_backend(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]: ...
+
+
+def alarm_text(member_id: int, kind: int) -> str:
+    """An alarm as Go prints the protobuf message, trailing space included: clients and people look for it."""
+    return f"memberID:{member_id} alarm:{AlarmType.Name(kind)} "
+
+
+class MaintenanceService:
+    """Alarm, Status, Hash, HashKV and Defragment.
+
+    Args:
+        member: who answers.
+        version: the server version to report.
+    """
+
+    def __init__(self, member: MaintenanceMember, version: str) -> None:
+        self._member = member
+        self._version = version
+
+    def methods(self) -> list[Method]:
+        """The methods of this service, for the method table."""
+        return service_methods(
+            rpc_pb2.DESCRIPTOR.services_by_name["Maintenance"],
+            {
+                "Alarm": (Access.ADMIN, self.alarm),
+                "Status": (Access.IDENTITY, self.status),
+                "Defragment": (Access.ADMIN, self.defragment),
+                "Hash": (Access.ADMIN, self.hash),
+                "HashKV": (Access.ADMIN, self.hash_kv),
+                "Snapshot": (Access.ADMIN, unimplemented),
+                "MoveLeader": (Access.ADMIN, unimplemented),
+                "Downgrade": (Access.ADMIN, unimplemented),
+            },
+        )
+
+    def alarm(self, call: Call) -> None:
+        """Maintenance.Alarm: through the log, also to list them, so that the answer is the cluster's."""
+        request = AlarmRequest.FromString(call.message)
+        if request.action not in AlarmRequest.AlarmAction.values():
+            raise RPCError(Code.INVALID_ARGUMENT, "etcdserver: unknown alarm action")  # etcd 3.5.1 crashes on it
+        answer_when(self._member.propose_request(InternalRaftRequest(alarm=request)), call, call.reply)
+
+    def status(self, call: Call) -> None:
+        """Maintenance.Status: of this member, as it is now."""
+
+        def answer(size: Size) -> None:
+            member = self._member
+            response = StatusResponse(
+                version=self._version,
+                dbSize=size.total,
+                leader=member.leader,
+                raftIndex=member.committed,
+                raftTerm=member.term,
+                raftAppliedIndex=member.applied,
+                dbSizeInUse=size.in_use,
+            )
+            if not member.leader:
+                response.errors.append(NoLeaderError.text)
+            response.errors.extend(alarm_text(each.memberID, each.alarm) for each in member.alarms.listed())
+            call.reply(self._header() + response.SerializeToString())
+
+        self._on_backend(call, answer, lambda backend: backend.size())
+
+    def hash_kv(self, call: Call) -> None:
+        """Maintenance.HashKV: of all keys as of a revision, without what compaction dropped."""
+        request = HashKVRequest.FromString(call.message)
+        store = self._member.store
+        compacted = store.compacted
+        if 0 < request.revision <= compacted:
+            raise CompactedError
+        if request.revision > store.revision:
+            raise FutureRevisionError
+        revision = request.revision or store.revision  # below zero etcd hashes nothing, and says so by a hash
+
+        def answer(value: int) -> None:
+            response = HashKVResponse(hash=value, compact_revision=compacted)
+            call.reply(self._header() + response.SerializeToString())
+
+        self._on_backend(call, answer, hash_kv, revision, compacted)
+
+    def hash(self, call: Call) -> None:
+        """Maintenance.Hash: of everything in this member's database; comparable between equal versions only."""
+
+        def answer(value: int) -> None:
+            call.reply(self._header() + HashResponse(hash=value).SerializeToString())
+
+        self._on_backend(call, answer, _hash_everything)
+
+    def defragment(self, call: Call) -> None:
+        """Maintenance.Defragment: gives unused space back; reads go on from memory."""
+        self._on_backend(call, lambda _: call.reply(b""), lambda backend: backend.defragment())
+
+    def _header(self) -> bytes:
+        return self._member.header.field(self._member.store.revision, self._member.term)
+
+    def _on_backend(
+        self, call: Call, answer: Callable[[Any], None], function: Callable[..., Any], *arguments: Any
+    ) -> None:
+        answer_when(self._member.read_backend(function, *arguments), call, answer)
+
+
+def _hash_everything(backend: Backend) -> int:
+    """CRC-32C over every row and record, except what changes with each entry of the log."""
+    crc = 0
+    for bucket in Bucket:
+        if bucket is not Bucket.META:
+            for key, value in sorted(backend.records(bucket).items()):
+                crc = google_crc32c.extend(crc, bucket.value.encode() + key + value)
+    first = 0
+    while rows := backend.scan(first, pack(MAX_MAIN), 1_000):
+        crc = google_crc32c.extend(crc, b"".join(row.revision.to_bytes(8, "big") + encode_row(row) for row in rows))
+        first = rows[-1].revision + 1
+    return int(crc)
