@@ -1,0 +1,59 @@
+# twistedkv: `make` alone lists what there is to make.
+#
+# All paths are relative, so that a checkout in a directory with a space in its name works as well. A stamp in .venv
+# says what was installed: nothing is downloaded again until pyproject.toml changes.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+TRIAL := $(PY) -m twisted.trial
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check test-only test-install crash bench generate docs clean
+
+help: ## List the targets.
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+
+serve: .venv/.client ## Start a member on https://127.0.0.1:2379 with its data and certificates in ./data.
+	@$(PY) -c 'from twisted.scripts.twistd import run; run()' --nodaemon --pidfile= twistedkv --data-dir=data
+
+test: check test-only ## Run all checks and all tests.
+
+check: .venv/.dev ## Check style, types, and that generated files are fresh.
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) twistedkv/pb/generate.py --check
+	$(PY) -m twistedkv.options | diff -u docs/configuration.md -
+
+test-only: .venv/.dev ## Run all tests, without the checks.
+	$(TRIAL) -j 2 tests
+
+test-install: .venv/.dev ## Install the package into new environments and start it there.
+	TWISTEDKV_TEST_INSTALL=1 $(TRIAL) tests.test_packaging
+
+crash: .venv/.dev ## Kill a member 20 times under load, and check that nothing acknowledged is lost.
+	TWISTEDKV_CRASH_ROUNDS=20 $(TRIAL) tests.functional.test_crash
+
+bench: .venv/.dev ## Measure a member next to etcd on this machine.
+	$(PY) -m tests.bench
+
+generate: .venv/.dev ## Make the generated files again: protobuf modules and docs/configuration.md.
+	$(PY) twistedkv/pb/generate.py
+	$(PY) -m twistedkv.options > docs/configuration.md.new
+	mv docs/configuration.md.new docs/configuration.md
+
+clean: ## Remove what was built; the data of `make serve` stays.
+	rm -rf .venv build dist _trial_temp* .mypy_cache .ruff_cache .hypothesis twistd.log
+	find twistedkv tests tap -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	"$(PYTHON)" -m venv .venv
+
+.venv/.client: pyproject.toml | .venv/bin/python
+	$(PIP) install --editable '.[client]'
+	@touch $@
+
+.venv/.dev: pyproject.toml | .venv/bin/python
+	$(PIP) install --editable '.[dev,postgres]'
+	@touch $@ .venv/.client

@@ -1,0 +1,239 @@
+"""``python -m tests.bench``: one table of real etcd 3.5.1 and twistedkv, measured in turns on this machine.
+
+Each pass starts one server, fills it, runs every row, and stops it; the passes alternate (etcd, twistedkv, etcd,
+twistedkv), so that a machine that gets slower or faster meanwhile does so for both. Both get the same certificates
+and the same load from the same client process. The table goes to standard output as Markdown, progress to standard
+error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from tests.bench.load import Job, Result
+from tests.functional.processes import MISSING_ETCD, ROOT, EtcdProcess, ServerProcess, TLSFiles, TwistedkvProcess
+
+VALUE_BYTES = 256
+_SERVERS: dict[str, type[ServerProcess]] = {"etcd": EtcdProcess, "twistedkv": TwistedkvProcess}
+_LOAD_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    name: str  # on the command line
+    title: str
+    method: str
+    connections: int
+    streams: int
+    gateway: bool = False
+
+
+ROWS = (
+    Row("put-50x1", "Put, 50 connections x 1", "put", 50, 1),
+    Row("put-10x20", "Put, 10 connections x 20", "put", 10, 20),
+    Row("range-50x1", "Range, 50 connections x 1", "range", 50, 1),
+    Row("range-10x20", "Range, 10 connections x 20", "range", 10, 20),
+    Row("gateway-put", "Gateway put, 50 connections x 1", "put", 50, 1, gateway=True),
+    Row("gateway-range", "Gateway range, 50 connections x 1", "range", 50, 1, gateway=True),
+    Row("put-1x1", "Put, one sequential client", "put", 1, 1),
+    Row("range-1x1", "Range, one sequential client", "range", 1, 1),
+)
+
+
+@dataclass(slots=True)
+class Figures:
+    """One row of one server over all passes."""
+
+    seconds: float = 0.0
+    server_cpu_s: float = 0.0
+    client_cpu_s: float = 0.0
+    latencies_us: list[int] = field(default_factory=list)
+
+    def add(self, result: Result) -> None:
+        """One more pass."""
+        self.seconds += result.seconds
+        self.server_cpu_s += result.server_cpu_s
+        self.client_cpu_s += result.client_cpu_s
+        self.latencies_us += result.latencies_us
+
+    @property
+    def rate(self) -> float:
+        """Requests a second."""
+        return len(self.latencies_us) / self.seconds
+
+    @property
+    def cpu_us(self) -> float:
+        """The server's CPU time for one request."""
+        return self.server_cpu_s * 1e6 / max(1, len(self.latencies_us))
+
+    def percentile(self, percent: int) -> float:
+        """Milliseconds within which so many of the answers came."""
+        ordered = sorted(self.latencies_us)
+        return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] / 1000 if ordered else 0.0
+
+
+class Bench:
+    """All passes.
+
+    Args:
+        rows: what to measure.
+        names: of the servers, in the order of their turns.
+        seconds: of load for each row and pass.
+        passes: turns of each server.
+        keys: that the first pass fills in, and whose memory is measured; later passes fill in a tenth.
+        plaintext: measure without TLS.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], names: Sequence[str], seconds: float, passes: int, keys: int, plaintext: bool
+    ) -> None:
+        self._rows = rows
+        self._names = names
+        self._seconds = seconds
+        self._passes = passes
+        self._keys = keys
+        self._plaintext = plaintext
+        self.figures = {(name, row.name): Figures() for name in names for row in rows}
+        self.rss_bytes: dict[str, int] = {}
+
+    def run(self) -> None:
+        """Measure everything."""
+        with tempfile.TemporaryDirectory() as scratch:
+            tls = None if self._plaintext else TLSFiles.make(Path(scratch) / "tls")
+            for turn in range(self._passes):
+                for name in self._names:
+                    server = _SERVERS[name](Path(scratch) / f"{name}-{turn}", tls)
+                    server.start()
+                    try:
+                        self._one_pass(name, server, turn)
+                    finally:
+                        server.stop()
+
+    def _one_pass(self, name: str, server: ServerProcess, turn: int) -> None:
+        keys = self._keys if turn == 0 else max(1, self._keys // 10)
+        _say(f"{name}, pass {turn + 1}, pid {server.pid}: {keys} keys")
+        self._load(server, ROWS[1], keys, 0)
+        if turn == 0:
+            self.rss_bytes[name] = server.rss_bytes()
+        for row in self._rows:
+            result = self._load(server, row, keys, self._seconds)
+            self.figures[name, row.name].add(result)
+            _say(f"  {row.title}: {len(result.latencies_us) / result.seconds:,.0f}/s")
+
+    def _load(self, server: ServerProcess, row: Row, keys: int, seconds: float) -> Result:
+        tls = server.tls
+        job = Job(
+            host="127.0.0.1",
+            port=server.port,
+            server_pid=server.pid,
+            tls=(str(tls.ca), str(tls.client_cert), str(tls.client_key)) if tls else None,
+            method=row.method,
+            gateway=row.gateway,
+            connections=row.connections,
+            streams=row.streams,
+            keys=keys,
+            value_bytes=VALUE_BYTES,
+            seconds=seconds,
+        )
+        command = [sys.executable, "-m", "tests.bench.load"]
+        order = json.dumps(asdict(job)).encode()
+        done = subprocess.run(
+            command, input=order, stdout=subprocess.PIPE, cwd=ROOT, timeout=_LOAD_TIMEOUT_S, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"the load {row.name} failed; {server.label} logged:\n{server.log_tail()}")
+        return Result(**json.loads(done.stdout))
+
+
+def table(bench: Bench, rows: Sequence[Row], names: Sequence[str]) -> str:
+    """The figures as Markdown; with two servers also what the second makes of the first."""
+    ratio = len(names) == 2
+    heads = ["load"]
+    for what in ("req/s", "CPU µs/req", "p50 ms", "p99 ms"):
+        heads += [f"{name} {what}" for name in names] + (["ratio"] if ratio else [])
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    for row in rows:
+        figures = [bench.figures[name, row.name] for name in names]
+        line = [row.title]
+        for values, digits in (
+            ([each.rate for each in figures], 0),
+            ([each.cpu_us for each in figures], 1),
+            ([each.percentile(50) for each in figures], 2),
+            ([each.percentile(99) for each in figures], 2),
+        ):
+            line += [f"{value:,.{digits}f}" for value in values]
+            if ratio:
+                line.append(f"{values[1] / values[0]:.2f}" if values[0] else "-")
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def describe(bench: Bench, names: Sequence[str], keys: int, plaintext: bool) -> str:
+    """The machine, the versions and the memory, in words."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    busy = [each.client_cpu_s / each.seconds for each in bench.figures.values() if each.seconds]
+    versions = {name: "3.5.1" if name == "etcd" else _version(name) for name in names}
+    sizes = ", ".join(f"{name} {bench.rss_bytes[name] / 2**20:,.0f} MiB" for name in names)
+    return "\n".join(
+        [
+            f"{', '.join(f'{name} {versions[name]}' for name in names)}; Python {platform.python_version()}, "
+            f"Twisted {_version('twisted')}; {os.cpu_count()} cores, {memory:.0f} GiB, Linux {platform.release()}; "
+            f"{'plaintext' if plaintext else 'mutual TLS'}, values of {VALUE_BYTES} bytes, "
+            "linearizable reads of one key, every Put synced to disk. A ratio is the second server's figure over the "
+            "first's.",
+            f"Resident memory after {keys:,} keys of {VALUE_BYTES} bytes: {sizes}. "
+            f"The load generator took up to {max(busy, default=0):.0%} of one core.",
+        ]
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Measure and write the table; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="etcd and twistedkv side by side.")
+    names = [row.name for row in ROWS]
+    parser.add_argument("--rows", default=",".join(names), help=f"comma list of {', '.join(names)}")
+    parser.add_argument("--servers", default="etcd,twistedkv", help="comma list, in the order of their turns")
+    parser.add_argument("--seconds", type=float, default=1.5, help="of load for each row and pass")
+    parser.add_argument("--passes", type=int, default=2, help="turns of each server")
+    parser.add_argument("--keys", type=int, default=100_000, help="to fill in first")
+    parser.add_argument("--plaintext", action="store_true", help="without TLS")
+    chosen = parser.parse_args(arguments)
+    wanted, servers = chosen.rows.split(","), chosen.servers.split(",")
+    for name in [*(set(wanted) - set(names)), *(set(servers) - set(_SERVERS))]:
+        parser.error(f"there is no {name!r}; rows: {', '.join(names)}; servers: {', '.join(_SERVERS)}")
+    if "etcd" in servers and MISSING_ETCD:
+        parser.error(MISSING_ETCD)
+    rows = [row for row in ROWS if row.name in wanted]
+    bench = Bench(rows, servers, chosen.seconds, chosen.passes, chosen.keys, chosen.plaintext)
+    bench.run()
+    description = describe(bench, servers, chosen.keys, chosen.plaintext)
+    sys.stdout.write(f"{table(bench, rows, servers)}\n\n{description}\n")
+    return 0
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(this checkout)"
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,136 @@
+"""The load generator: one process, one kind of request, run for a time or through a list of keys once.
+
+Started by the benchmark as ``python -m tests.bench.load``, with a :class:`Job` as JSON on standard input; it writes a
+:class:`Result` as JSON to standard output. It reads the server's CPU time itself, at the edges of what it measures.
+"""
+
+from __future__ import annotations
+
+import base64
+import gc
+import itertools
+import json
+import ssl
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from random import Random
+
+from tests.bench.connections import GrpcLoad, HttpLoad, Loop
+from tests.functional.processes import cpu_seconds_of
+from twistedkv.pb import rpc_pb2 as pb
+
+WARM_UP_S = 0.3
+_DISTINCT = 1 << 15  # requests prepared beforehand; they are sent in turn
+_DRAIN_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to send where."""
+
+    host: str
+    port: int
+    server_pid: int
+    tls: tuple[str, str, str] | None  # CA, client certificate, client key
+    method: str  # put | range
+    gateway: bool
+    connections: int
+    streams: int  # in flight on each connection
+    keys: int
+    value_bytes: int
+    seconds: float  # measured, after the warm-up; 0: put every key once and stop
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of it."""
+
+    seconds: float
+    server_cpu_s: float
+    client_cpu_s: float
+    latencies_us: list[int]  # one for each answer that came within the measured time
+
+
+def key_of(number: int) -> bytes:
+    """The key with this number."""
+    return b"bench/%08d" % number
+
+
+def requests(job: Job, dice: Random) -> list[bytes]:
+    """Serialised requests in the order in which they are sent."""
+    numbers = [dice.randrange(job.keys) for _ in range(_DISTINCT)] if job.seconds else range(job.keys)
+    made = []
+    for number in numbers:
+        key, value = key_of(number), dice.randbytes(job.value_bytes)
+        if not job.gateway:
+            message = pb.PutRequest(key=key, value=value) if job.method == "put" else pb.RangeRequest(key=key)
+            made.append(message.SerializeToString())
+            continue
+        fields = {"key": base64.b64encode(key).decode()}
+        if job.method == "put":
+            fields["value"] = base64.b64encode(value).decode()
+        body = json.dumps(fields).encode()
+        head = (
+            f"POST /v3/kv/{job.method} HTTP/1.1\r\nHost: {job.host}:{job.port}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        made.append(head.encode() + body)
+    return made
+
+
+def run(job: Job) -> Result:
+    """Do the job."""
+    messages = requests(job, Random(job.keys))
+    source: Iterator[bytes] = itertools.cycle(messages) if job.seconds else iter(messages)
+    latencies: list[float] = []
+    context = None
+    if job.tls is not None:
+        ca, certificate, key = job.tls
+        context = ssl.create_default_context(cafile=ca)
+        context.load_cert_chain(certificate, key)
+        context.set_alpn_protocols(["http/1.1" if job.gateway else "h2"])
+    loop = Loop((job.host, job.port), context)
+    path = f"/etcdserverpb.KV/{job.method.capitalize()}"
+    # Every key that is asked for is there, so that an answer holds at least a value, over the gateway in base64.
+    least_bytes = 1 if job.method == "put" else job.value_bytes * 4 // 3 if job.gateway else job.value_bytes
+    gc.disable()
+    for _ in range(job.connections):
+        if job.gateway:
+            loop.add(HttpLoad(source, least_bytes, latencies.append))
+        else:
+            loop.add(GrpcLoad(path, source, least_bytes, job.streams, latencies.append))
+    if job.seconds:
+        _turn_until(loop, time.perf_counter() + WARM_UP_S)
+        latencies.clear()
+    started, server_cpu, client_cpu = time.perf_counter(), cpu_seconds_of(job.server_pid), time.process_time()
+    if job.seconds:
+        _turn_until(loop, started + job.seconds)
+    else:
+        deadline = started + _DRAIN_TIMEOUT_S
+        while loop.in_flight and time.perf_counter() < deadline:
+            loop.turn()
+    result = Result(
+        seconds=time.perf_counter() - started,
+        server_cpu_s=cpu_seconds_of(job.server_pid) - server_cpu,
+        client_cpu_s=time.process_time() - client_cpu,
+        latencies_us=[round(each * 1e6) for each in latencies],
+    )
+    loop.close()
+    return result
+
+
+def _turn_until(loop: Loop, deadline: float) -> None:
+    while time.perf_counter() < deadline:
+        loop.turn()
+
+
+def main() -> None:
+    """One job from standard input."""
+    fields = json.load(sys.stdin)
+    fields["tls"] = tuple(fields["tls"]) if fields["tls"] else None
+    json.dump(asdict(run(Job(**fields))), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""One committed entry in, a change of state and a result out. Nothing else writes the replicated state.
+
+Applying depends on the state and on the entry alone, never on a clock, on dice or on what only this member knows: equal
+logs give equal state. Source: etcd ``server/etcdserver/apply.go`` and ``server.go``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from twistedkv.errors import Code, CorruptError, NoSpaceError, RPCError
+from twistedkv.lease import Lessor
+from twistedkv.members import Membership
+from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
+from twistedkv.pb.raft_pb2 import ConfChange
+from twistedkv.pb.rpc_pb2 import CORRUPT, NONE, NOSPACE, AlarmMember, AlarmRequest, AlarmResponse, AlarmType
+from twistedkv.storage.backend import Bucket
+from twistedkv.storage.mvcc import Need, Store
+from twistedkv.txn import Done, Executor, txn_cost
+
+CLUSTER_VERSION = b"clusterVersion"  # key in Bucket.CLUSTER; the value is "3.5.0"
+
+# etcd server/etcdserver/apply.go: applierV3Corrupt and applierV3Capped
+_REFUSED_WHEN_CORRUPT = ("put", "delete_range", "txn", "compaction", "lease_grant", "lease_revoke")
+
+
+class Alarms:
+    """Which members raised which alarms."""
+
+    def __init__(self, records: Mapping[bytes, bytes] | None = None) -> None:
+        self._raised: dict[tuple[int, int], AlarmMember] = {}
+        for encoded in records or ():
+            alarm = AlarmMember.FromString(encoded)
+            self._raised[alarm.memberID, alarm.alarm] = alarm
+
+    def __bool__(self) -> bool:
+        return bool(self._raised)
+
+    def listed(self, kind: int = NONE) -> list[AlarmMember]:
+        """The raised alarms of one kind, or of all for NONE, by kind and member."""
+        return [
+            self._raised[key]
+            for key in sorted(self._raised, key=lambda each: (each[1], each[0]))
+            if kind in (NONE, key[1])
+        ]
+
+    def raised(self, kind: int) -> bool:
+        """Whether any member raised this kind."""
+        return any(each == kind for _, each in self._raised)
+
+    def activate(self, member: int, kind: AlarmType) -> AlarmMember:
+        """Raise an alarm, which may be raised already."""
+        return self._raised.setdefault((member, kind), AlarmMember(memberID=member, alarm=kind))
+
+    def deactivate(self, member: int, kind: int) -> AlarmMember | None:
+        """Take an alarm back; None if it was not raised."""
+        return self._raised.pop((member, kind), None)
+
+
+class Applier:
+    """The replicated state and the only writer of it.
+
+    Args:
+        store: keys and values.
+        lessor: leases.
+        alarms: alarms.
+        membership: members.
+        cluster_version: as last recorded; empty while it is not decided.
+    """
+
+    def __init__(
+        self, store: Store, lessor: Lessor, alarms: Alarms, membership: Membership, cluster_version: str = ""
+    ) -> None:
+        self.store = store
+        self.lessor = lessor
+        self.alarms = alarms
+        self.membership = membership
+        self.cluster_version = cluster_version
+        self.executor = Executor(store, lessor)
+
+    def needs(self, request: InternalRaftRequest) -> Iterator[Need]:
+        """What must be fetched and lent to the store before :meth:`apply` can take ``request``."""
+        if request.HasField("put"):
+            return self.executor.needs_put(request.put)
+        if request.HasField("txn"):
+            return self.executor.needs_txn(request.txn)
+        if request.HasField("delete_range"):
+            return self.executor.needs_delete(request.delete_range)
+        return iter(())
+
+    def apply(self, request: InternalRaftRequest) -> Done:
+        """Carry out one request.
+
+        Raises:
+            KVError: it was refused, and nothing was changed.
+        """
+        executor = self.executor
+        if self.alarms:
+            self._check_alarms(request)
+        if request.HasField("put"):
+            return executor.put(request.put)
+        if request.HasField("txn"):
+            return executor.txn(request.txn)
+        if request.HasField("delete_range"):
+            return executor.delete(request.delete_range)
+        if request.HasField("compaction"):
+            self.store.compact(request.compaction.revision)
+            return Done(self.store.revision, b"")
+        if request.HasField("alarm"):
+            return Done(self.store.revision, self._alarm(request.alarm).SerializeToString())
+        if request.HasField("cluster_member_attr_set"):
+            attributes = request.cluster_member_attr_set
+            member = self.membership.set_attributes(
+                attributes.member_ID, attributes.member_attributes.name, attributes.member_attributes.client_urls
+            )
+            if member is not None:
+                self.store.record(Bucket.MEMBERS, b"%x" % member.id, member.to_json())
+            return Done(self.store.revision, b"")
+        if request.HasField("cluster_version_set"):
+            self.cluster_version = request.cluster_version_set.ver
+            self.store.record(Bucket.CLUSTER, CLUSTER_VERSION, self.cluster_version.encode())
+            return Done(self.store.revision, b"")
+        raise RPCError(Code.UNIMPLEMENTED, "etcdserver: the log holds a request that this version does not know")
+
+    def apply_conf_change(self, change: ConfChange) -> None:
+        """Carry out one change of membership.
+
+        Raises:
+            ValueError: it is not one that can be carried out; nothing was changed.
+        """
+        member = self.membership.add(change)
+        self.store.record(Bucket.MEMBERS, b"%x" % member.id, member.to_json())
+
+    def _check_alarms(self, request: InternalRaftRequest) -> None:
+        if self.alarms.raised(CORRUPT) and any(request.HasField(name) for name in _REFUSED_WHEN_CORRUPT):
+            raise CorruptError
+        if self.alarms.raised(NOSPACE) and (
+            request.HasField("put")
+            or request.HasField("lease_grant")
+            or (request.HasField("txn") and txn_cost(request.txn))
+        ):
+            raise NoSpaceError
+
+    def _alarm(self, request: AlarmRequest) -> AlarmResponse:
+        response = AlarmResponse()
+        match request.action:
+            case AlarmRequest.GET:
+                response.alarms.extend(self.alarms.listed(request.alarm))
+            case AlarmRequest.ACTIVATE:
+                if request.alarm != NONE:
+                    alarm = self.alarms.activate(request.memberID, request.alarm)
+                    self.store.record(Bucket.ALARMS, alarm.SerializeToString(deterministic=True), b"")
+                    response.alarms.append(alarm)
+            case AlarmRequest.DEACTIVATE:
+                taken = self.alarms.deactivate(request.memberID, request.alarm)
+                if taken is not None:
+                    self.store.record(Bucket.ALARMS, taken.SerializeToString(deterministic=True), None)
+                    response.alarms.append(taken)
+            case _:
+                raise RPCError(Code.INVALID_ARGUMENT, "etcdserver: unknown alarm action")
+        return response

@@ -1,0 +1,377 @@
+"""The options of a member, each declared once, and the frozen :class:`Config` that holds their values.
+
+An option is a field of :class:`Config`: its section, flag, kind, default and help text. The flags of ``twistd
+twistedkv``, its ``--help``, the ``TWISTEDKV_*`` variables, the keys of the file and ``docs/configuration.md`` all
+derive from that table. Names and meanings are etcd's (``server/embed/config.go``, ``server/etcdmain/help.go``) wherever
+etcd has the option; an option that would do nothing here is not declared. :mod:`twistedkv.configload` fills it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+from twisted.logger import LogLevel
+
+from twistedkv import optiontypes as types
+from twistedkv.configsources import Option
+from twistedkv.optiontypes import InitialCluster, Url
+
+MAX_ELECTION_TIMEOUT_MS = 50_000  # etcd server/embed/config.go: maxElectionMs
+
+
+class CompactionMode(Enum):
+    """What ``--auto-compaction-retention`` counts."""
+
+    PERIODIC = "periodic"
+    REVISION = "revision"
+
+
+class ClusterState(Enum):
+    """Whether a member without data founds its cluster or joins one."""
+
+    NEW = "new"
+    EXISTING = "existing"
+
+
+_COMPACTION_MODE = types.choice({mode.value: mode for mode in CompactionMode})
+_CLUSTER_STATE = types.choice({state.value: state for state in ClusterState})
+_METRICS = types.choice({"basic": "basic", "extensive": "extensive"})
+_MILLISECONDS = types.whole("MS", "milliseconds", 1, MAX_ELECTION_TIMEOUT_MS)
+_LOG_LEVEL = types.choice(
+    {
+        "debug": LogLevel.debug,
+        "info": LogLevel.info,
+        "warn": LogLevel.warn,
+        "error": LogLevel.error,
+        "panic": LogLevel.critical,
+        "fatal": LogLevel.critical,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What a member is told. :func:`twistedkv.configload.load_config` builds it and checks the whole."""
+
+    name: Annotated[str, Option("Member", "name", types.NAME, "default", "Human-readable name of this member.")]
+    data_dir: Annotated[
+        Path,
+        Option(
+            "Member", "data-dir", types.PATH, "", "Directory of everything that this member keeps.", "<name>.twistedkv"
+        ),
+    ]
+    storage: Annotated[
+        str,
+        Option(
+            "Member", "storage", types.STORAGE_URL, "", "Database of the keys.", "sqlite:///<data-dir>/twistedkv.db"
+        ),
+    ]
+    listen_client_urls: Annotated[
+        tuple[Url, ...],
+        Option(
+            "Member",
+            "listen-client-urls",
+            types.LISTEN_URLS,
+            "https://127.0.0.1:2379",
+            "Where to listen for clients: gRPC, JSON and plain HTTP alike.",
+        ),
+    ]
+    listen_peer_urls: Annotated[
+        tuple[Url, ...],
+        Option(
+            "Member",
+            "listen-peer-urls",
+            types.LISTEN_URLS,
+            "https://127.0.0.1:2380",
+            "Where to listen for other members.",
+        ),
+    ]
+    heartbeat_interval_ms: Annotated[
+        int,
+        Option(
+            "Member",
+            "heartbeat-interval",
+            _MILLISECONDS,
+            "100",
+            "Time between two heartbeats of a leader, in milliseconds.",
+        ),
+    ]
+    election_timeout_ms: Annotated[
+        int,
+        Option(
+            "Member",
+            "election-timeout",
+            _MILLISECONDS,
+            "1000",
+            "Silence of the leader after which others stand for election, in milliseconds; at least five heartbeats.",
+        ),
+    ]
+    snapshot_count: Annotated[
+        int,
+        Option(
+            "Member",
+            "snapshot-count",
+            types.whole("N", "entries", 1, 10**9),
+            "100000",
+            "Committed entries after which the Raft log is cut short.",
+        ),
+    ]
+    advertise_client_urls: Annotated[
+        tuple[Url, ...],
+        Option(
+            "Clustering",
+            "advertise-client-urls",
+            types.URLS,
+            "",
+            "Where clients reach this member; every member tells it to them.",
+            "--listen-client-urls",
+        ),
+    ]
+    initial_advertise_peer_urls: Annotated[
+        tuple[Url, ...],
+        Option(
+            "Clustering",
+            "initial-advertise-peer-urls",
+            types.URLS,
+            "",
+            "Where other members reach this one.",
+            "--listen-peer-urls",
+        ),
+    ]
+    initial_cluster: Annotated[
+        InitialCluster,
+        Option(
+            "Clustering",
+            "initial-cluster",
+            types.CLUSTER,
+            "",
+            "Members that found the cluster together, or are in it when this one joins.",
+            "<name>=<initial-advertise-peer-urls>",
+        ),
+    ]
+    initial_cluster_state: Annotated[
+        ClusterState,
+        Option(
+            "Clustering",
+            "initial-cluster-state",
+            _CLUSTER_STATE,
+            "new",
+            "Found a new cluster or join an existing one; of no effect once there is data.",
+        ),
+    ]
+    initial_cluster_token: Annotated[
+        str,
+        Option(
+            "Clustering",
+            "initial-cluster-token",
+            types.TEXT,
+            "etcd-cluster",
+            "Text that goes into the ids of cluster and members, so that two clusters never mix.",
+        ),
+    ]
+    max_txn_ops: Annotated[
+        int,
+        Option(
+            "Limits",
+            "max-txn-ops",
+            types.whole("N", "operations", 1, 2**31 - 1),
+            "128",
+            "Most operations in each list of a transaction.",
+        ),
+    ]
+    max_request_bytes: Annotated[int, Option("Limits", "max-request-bytes", types.SIZE, "1572864", "Largest request.")]
+    max_concurrent_streams: Annotated[
+        int,
+        Option(
+            "Limits",
+            "max-concurrent-streams",
+            types.whole("N", "streams", 1, 2**32 - 1),
+            "4294967295",
+            "Most requests in progress on one HTTP/2 connection.",
+        ),
+    ]
+    # not positive: no limit
+    quota_backend_bytes: Annotated[
+        int,
+        Option(
+            "Limits",
+            "quota-backend-bytes",
+            types.whole("BYTES", "bytes", -(2**63), 2**63 - 1),
+            "0",
+            "Database size from which writes are refused; 0 stands for 2 GiB, a negative number for no limit.",
+        ),
+    ]
+    value_cache_bytes: Annotated[
+        int,
+        Option(
+            "Limits",
+            "value-cache-bytes",
+            types.SIZE,
+            "512MiB",
+            "Memory for current values; others are read from the database.",
+        ),
+    ]
+    auto_compaction_mode: Annotated[
+        CompactionMode,
+        Option(
+            "Limits",
+            "auto-compaction-mode",
+            _COMPACTION_MODE,
+            "periodic",
+            "Whether --auto-compaction-retention is a time or a number of revisions.",
+        ),
+    ]
+    # seconds, or revisions; 0 is off
+    auto_compaction_retention: Annotated[
+        float,
+        Option(
+            "Limits",
+            "auto-compaction-retention",
+            types.RETENTION,
+            "0",
+            "History that is kept: a duration or a bare number of hours, or a number of revisions; 0 keeps all.",
+        ),
+    ]
+    grpc_keepalive_min_time_s: Annotated[
+        float,
+        Option(
+            "Limits",
+            "grpc-keepalive-min-time",
+            types.DURATION,
+            "5s",
+            "Least time that a client must leave between two pings.",
+        ),
+    ]
+    grpc_keepalive_interval_s: Annotated[
+        float,
+        Option(
+            "Limits",
+            "grpc-keepalive-interval",
+            types.DURATION,
+            "2h",
+            "Silence of a client after which it is pinged; 0 is never.",
+        ),
+    ]
+    grpc_keepalive_timeout_s: Annotated[
+        float,
+        Option(
+            "Limits",
+            "grpc-keepalive-timeout",
+            types.DURATION,
+            "20s",
+            "Time that a client has to answer a ping before its connection is closed; 0 is for ever.",
+        ),
+    ]
+    allow_plaintext: Annotated[
+        bool,
+        Option(
+            "Certificates",
+            "allow-plaintext",
+            types.BOOL,
+            "false",
+            "Accept http:// URLs, whose traffic anyone on the way can read and change.",
+        ),
+    ]
+    cert_file: Annotated[
+        str, Option("Certificates", "cert-file", types.PATH, "", "Certificate for the client URLs, in PEM.")
+    ]
+    key_file: Annotated[str, Option("Certificates", "key-file", types.PATH, "", "Private key of --cert-file, in PEM.")]
+    trusted_ca_file: Annotated[
+        str,
+        Option(
+            "Certificates",
+            "trusted-ca-file",
+            types.PATH,
+            "",
+            "Authorities of client certificates, in PEM; once set, no client gets in without such a certificate.",
+        ),
+    ]
+    client_cert_auth: Annotated[
+        bool,
+        Option(
+            "Certificates",
+            "client-cert-auth",
+            types.BOOL,
+            "false",
+            "Let no client in without a certificate from --trusted-ca-file; its CN is then the user name.",
+        ),
+    ]
+    peer_cert_file: Annotated[
+        str, Option("Certificates", "peer-cert-file", types.PATH, "", "Certificate for the peer URLs, in PEM.")
+    ]
+    peer_key_file: Annotated[
+        str, Option("Certificates", "peer-key-file", types.PATH, "", "Private key of --peer-cert-file, in PEM.")
+    ]
+    peer_trusted_ca_file: Annotated[
+        str,
+        Option(
+            "Certificates",
+            "peer-trusted-ca-file",
+            types.PATH,
+            "",
+            "Authorities of peer certificates, in PEM; once set, no peer gets in without such a certificate.",
+        ),
+    ]
+    peer_client_cert_auth: Annotated[
+        bool,
+        Option(
+            "Certificates",
+            "peer-client-cert-auth",
+            types.BOOL,
+            "false",
+            "Let no peer in without a certificate from --peer-trusted-ca-file.",
+        ),
+    ]
+    # a LogLevel, whose constants have no static type
+    log_level: Annotated[Any, Option("Monitoring", "log-level", _LOG_LEVEL, "info", "Least level of what is logged.")]
+    metrics: Annotated[
+        str,
+        Option(
+            "Monitoring",
+            "metrics",
+            _METRICS,
+            "basic",
+            "How much /metrics tells; extensive adds a histogram of the time that requests take.",
+        ),
+    ]
+    listen_metrics_urls: Annotated[
+        tuple[Url, ...],
+        Option("Monitoring", "listen-metrics-urls", types.LISTEN_URLS, "", "Where else to serve /metrics and /health."),
+    ]
+    unsafe_no_fsync: Annotated[
+        bool,
+        Option(
+            "Unsafe",
+            "unsafe-no-fsync",
+            types.BOOL,
+            "false",
+            "Do not wait for the disk: a power cut loses acknowledged writes.",
+        ),
+    ]
+
+    @property
+    def makes_client_certificates(self) -> bool:
+        """Whether clients are served with certificates that the member made for itself."""
+        given = self.cert_file or self.key_file or self.trusted_ca_file or self.client_cert_auth
+        return not given and any(url.secure for url in self.listen_client_urls + self.listen_metrics_urls)
+
+    @property
+    def makes_peer_certificates(self) -> bool:
+        """Whether peers are served with certificates that the member made for itself."""
+        given = self.peer_cert_file or self.peer_key_file or self.peer_trusted_ca_file or self.peer_client_cert_auth
+        return not given and any(url.secure for url in self.listen_peer_urls)
+
+    @property
+    def own_certificates_directory(self) -> Path:
+        """Where those certificates are."""
+        return self.data_dir / "pki"
+
+
+OPTION_OF_FIELD: Mapping[str, Option] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(Config, include_extras=True).items()
+}
+OPTIONS: Mapping[str, Option] = {option.flag: option for option in OPTION_OF_FIELD.values()}

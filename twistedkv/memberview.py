@@ -1,0 +1,81 @@
+"""The member as the plain endpoints and Prometheus see it. Wiring only: every figure belongs to somebody else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from twisted.internet.defer import Deferred, succeed
+
+from twistedkv.metrics import Metrics
+from twistedkv.pb.rpc_pb2 import AlarmType
+from twistedkv.server import SERVER_VERSION, Member
+
+
+class MemberFacts:
+    """What ``/health``, ``/livez``, ``/readyz`` and ``/version`` ask; see ``protocols/endpoints.py``."""
+
+    server_version = SERVER_VERSION
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+
+    @property
+    def cluster_version(self) -> str:
+        """Empty while it is not decided."""
+        return self._member.applier.cluster_version
+
+    @property
+    def has_leader(self) -> bool:
+        """Whether this member knows a leader."""
+        return self._member.leader != 0
+
+    @property
+    def is_learner(self) -> bool:
+        """Whether this member has no vote."""
+        me = self._member.membership.members.get(self._member.member_id)
+        return me is not None and me.is_learner
+
+    def alarms(self) -> Iterable[str]:
+        """The names of the alarms raised by any member."""
+        return {AlarmType.Name(each.alarm) for each in self._member.alarms.listed()}
+
+    def linearizable_check(self) -> Deferred[None]:
+        """Fires once a linearizable read may be served, or fails with the reason."""
+        done: Deferred[None] = Deferred()
+        self._member.when_readable(lambda: done.callback(None), done.errback)
+        return done
+
+    def serializable_check(self) -> Deferred[None]:
+        """Fires at once: the state is in memory."""
+        return succeed(None)
+
+
+def show(member: Member, metrics: Metrics) -> None:
+    """Have ``metrics`` ask the member for what is not counted."""
+    store, counts = member.store, member.applier.executor.counts
+    facts = MemberFacts(member)
+    for name, source in {
+        "etcd_server_has_leader": lambda: float(facts.has_leader),
+        "etcd_server_is_leader": lambda: float(member.is_leader),
+        "etcd_server_is_learner": lambda: float(facts.is_learner),
+        "etcd_server_proposals_committed_total": lambda: member.committed,
+        "etcd_server_proposals_applied_total": lambda: member.applied,
+        "etcd_server_proposals_pending": lambda: member.pending,
+        "etcd_server_quota_backend_bytes": lambda: member.config.quota_backend_bytes,
+        "etcd_disk_wal_write_bytes_total": lambda: member.wal_bytes_written,
+        "etcd_mvcc_db_total_size_in_bytes": lambda: member.size.total,
+        "etcd_mvcc_db_total_size_in_use_in_bytes": lambda: member.size.in_use,
+        "etcd_mvcc_range_total": lambda: counts.ranges,
+        "etcd_mvcc_put_total": lambda: counts.puts,
+        "etcd_mvcc_delete_total": lambda: counts.deletes,
+        "etcd_mvcc_txn_total": lambda: counts.txns,
+        "etcd_debugging_mvcc_range_total": lambda: counts.ranges,
+        "etcd_debugging_mvcc_keys_total": lambda: len(store.index),
+        "etcd_debugging_mvcc_current_revision": lambda: store.revision,
+        "etcd_debugging_mvcc_compact_revision": lambda: store.compacted,
+        "etcd_debugging_mvcc_total_put_size_in_bytes": lambda: counts.put_bytes,
+    }.items():
+        metrics.read(name, source)
+    metrics.read_fact("etcd_server_id", lambda: f"{member.member_id:x}")
+    metrics.read_fact("etcd_server_version", lambda: SERVER_VERSION)
+    metrics.read_fact("etcd_cluster_version", lambda: facts.cluster_version.rpartition(".")[0])

@@ -1,0 +1,742 @@
+"""The member: the one place where clock, disk, Raft and the replicated state meet.
+
+The life of a write: :meth:`Member.propose` collects the requests of a reactor turn; :meth:`Member._drive` gives them to
+the Raft node as one batch, has the batch written to the WAL, and applies what is committed; each waiting call gets its
+answer; the changes go to the database behind everybody's back. While the disk works, further proposals pile up and
+become the next batch: group commit without a timer.
+
+Everything here runs on the reactor's thread, which owns the Raft node and the replicated state. Two more threads do
+what blocks: one the WAL, one the database.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from twistedkv.apply import Alarms, Applier
+from twistedkv.compaction import AutoCompaction, PeriodicCompaction, RevisionCompaction, Sweeper
+from twistedkv.config import CompactionMode, Config
+from twistedkv.errors import (
+    InvariantError,
+    KVError,
+    NoLeaderError,
+    NoSpaceError,
+    RequestTimeoutError,
+    RequestTooLargeError,
+    StoppedError,
+    TooManyRequestsError,
+)
+from twistedkv.identity import RequestIds
+from twistedkv.members import Membership
+from twistedkv.metrics import Metrics
+from twistedkv.pb.membership_pb2 import Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest
+from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
+from twistedkv.pb.raft_pb2 import ConfChange
+from twistedkv.pb.rpc_pb2 import NOSPACE, AlarmRequest, CompactionRequest
+from twistedkv.protocols.turn import Turn
+from twistedkv.raft.messages import Entry, EntryType, ProposalDropped, Ready, Role, SnapshotMeta
+from twistedkv.raft.node import RaftNode
+from twistedkv.storage.backend import Backend, Batch, Bucket, Size
+from twistedkv.storage.mvcc import Loan, Need, fetch
+from twistedkv.storage.wal import WAL, DiskFullError
+from twistedkv.storage.worker import StorageWorker
+from twistedkv.storage.writebehind import WriteBehind
+from twistedkv.wire import HeaderEncoder, prefixed, varint
+
+SERVER_VERSION = "3.5.1"  # the etcd whose behaviour this is
+CLUSTER_VERSION = "3.5.0"
+
+META_APPLIED_INDEX = b"applied_index"  # decimal, in Bucket.META; written with what that index brought
+META_APPLIED_TERM = b"applied_term"
+
+_REQUEST_TIMEOUT_S = 5.0  # etcd server/config/config.go, ReqTimeout: plus two election timeouts
+_MOST_UNAPPLIED_ENTRIES = 5_000  # etcd server/etcdserver/v3_server.go, maxGapBetweenApplyAndCommitIndex
+_MOST_WAITING_BYTES = 64 << 20  # proposals that may wait for the disk before new ones are refused
+_BACKLOG_ROWS = 50_000  # rows that may wait for the database before applying waits too
+_BACKLOG_BYTES = 64 << 20
+_CATCH_UP_ENTRIES = 5_000  # kept in memory behind a snapshot; etcd SnapshotCatchUpEntries
+_INLINE_SYNC_S = 0.002  # a disk slower than this is never waited for on the reactor's thread
+_DISK_RETRY_S = 0.5
+
+_HEADER_TAG = varint(100 << 3 | 2)  # InternalRaftRequest.header
+
+_log = Logger()
+
+
+class Waiter(Protocol):
+    """Whoever waits for a proposal: a call, or something inside the member."""
+
+    def reply(self, message: bytes) -> None:
+        """It was applied; the encoded response with its header."""
+
+    def fail(self, error: BaseException) -> None:
+        """It was refused, or nobody knows what became of it."""
+
+
+class Outcome:
+    """A waiter that fires a Deferred, with the encoded response or the error."""
+
+    def __init__(self) -> None:
+        self.deferred: Deferred[bytes] = Deferred()
+
+    def reply(self, message: bytes) -> None:
+        self.deferred.callback(message)
+
+    def fail(self, error: BaseException) -> None:
+        self.deferred.errback(error)
+
+
+class _Sweeping:
+    """A waiter that waits for the rows of a compaction to be deleted, too."""
+
+    def __init__(self, sweeper: Sweeper, revision: int, waiter: Waiter) -> None:
+        self._sweeper = sweeper
+        self._revision = revision
+        self._waiter = waiter
+
+    def reply(self, message: bytes) -> None:
+        self._sweeper.swept(self._revision).addCallback(lambda _: self._waiter.reply(message))
+
+    def fail(self, error: BaseException) -> None:
+        self._waiter.fail(error)
+
+
+class Member:
+    """One member of the cluster, from an opened data directory to its end.
+
+    Args:
+        config: the options.
+        reactor: clock and delayed calls.
+        turn: brackets the answers of one batch, so that each connection writes once.
+        node: the Raft node, made from the WAL's content.
+        wal: the open log.
+        wal_worker: the thread that may block on the log.
+        backend: the open database.
+        worker: the thread that owns ``backend``.
+        applier: the replicated state as of the applied index.
+        applied: index and term of the last entry in that state.
+        member_id, cluster_id: who we are.
+        compaction_done: the compact revision up to which rows are deleted already.
+        metrics: what is counted.
+        on_failure: called once when the member cannot go on; it has stopped serving by then.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        reactor: IReactorTime,
+        turn: Turn,
+        node: RaftNode,
+        wal: WAL,
+        wal_worker: StorageWorker,
+        backend: Backend,
+        worker: StorageWorker,
+        applier: Applier,
+        applied: tuple[int, int],
+        member_id: int,
+        cluster_id: int,
+        compaction_done: int,
+        metrics: Metrics,
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self.config = config
+        self.reactor = reactor
+        self.member_id = member_id
+        self.cluster_id = cluster_id
+        self.header = HeaderEncoder(cluster_id, member_id)
+        self.applier = applier
+        self.store = applier.store
+        self.metrics = metrics
+        self.applied, self.applied_term = applied
+        self.size = Size(0, 0)
+        self._turn = turn
+        self._node = node
+        self._wal = wal
+        self._wal_worker = wal_worker
+        self._backend = backend
+        self._worker = worker
+        self._on_failure = on_failure
+        self._write_behind = WriteBehind(backend, worker, self._take_batch, reactor, self._halt)
+        self._told_rows = self._told_bytes = 0  # how much of the store's batch the write-behind knows of
+        self.sweeper = Sweeper(self.store, self.read_backend, reactor, compaction_done)
+        self._auto_compaction = _auto_compaction(self, config, reactor)
+        self._ids = RequestIds(member_id, int(reactor.seconds() * 1000))
+        self._timeout_s = _REQUEST_TIMEOUT_S + 2 * config.election_timeout_ms / 1000
+        self._waiting: dict[int, tuple[Waiter, float]] = {}  # request id to waiter and deadline, oldest first
+        self._proposals: list[bytes] = []
+        self._waiting_bytes = 0  # of proposals that the disk does not have yet
+        self._drive_call: IDelayedCall | None = None
+        self._disk_busy = False
+        self._disk_full = False
+        self._sync_s = 0.0  # a running mean of what the disk took
+        self._wal_jobs: deque[tuple[Callable[[], None], Deferred[None]]] = deque()
+        self._to_apply: deque[Entry] = deque()
+        self._apply_paused = False
+        self._snapshot_index = applied[0]
+        self._snapshotting = False
+        self._readers: deque[tuple[int, float, Callable[[], None], Callable[[KVError], None]]] = deque()
+        self._may_read = False  # sole voter, leader, with an entry of its own term applied
+        self._stopped = False
+        self._ticker = LoopingCall(self._tick)
+        self._ticker.clock = reactor
+        self._delayed: set[IDelayedCall] = set()
+        self._space_alarm: Deferred[bytes] | None = None
+
+    # --- life --------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to tick; a sole voter becomes leader at once."""
+        self._wal.on_sync = self._on_sync
+        self._ticker.start(self.config.heartbeat_interval_ms / 1000, now=False).addErrback(self._halt)
+        self._campaign_alone()
+        self._refresh_size()
+        self._schedule_drive()
+        self.sweeper.sweep()
+        if self._auto_compaction is not None:
+            self._auto_compaction.start()
+        self.when_readable(self._publish, self._cannot_publish)
+
+    async def stop(self) -> None:
+        """Refuse everything further, bring what was applied to the database, and close the log.
+
+        Returns when both threads have nothing to do; the caller ends them and closes the backend.
+        """
+        if self._stopped:
+            return
+        self._stopped = True
+        self._stop_working()
+        if self._drive_call is not None:
+            self._drive_call.cancel()
+            self._drive_call = None
+        await self._wal_worker.run(lambda: None)  # what the disk is doing now, it finishes
+        if self._write_behind.failing is None:  # else all of it is in the log, and the next start writes it
+            self._record_applied()
+            await self._write_behind.flush()
+        self._write_behind.stop()
+        await self._wal_worker.run(self._wal.close)
+
+    def _halt(self, failure: Any) -> None:
+        """The member can not go on: stop serving, say why, and let the wiring end the process."""
+        if self._stopped:
+            return
+        _log.failure("the member stops", failure=failure)
+        self._stopped = True
+        self._stop_working()
+        self._write_behind.stop()
+        self._on_failure(failure.value)
+
+    def _stop_working(self) -> None:
+        self._end_waiting(StoppedError())
+        self.sweeper.stop()
+        for call in self._delayed:
+            call.cancel()
+        self._delayed.clear()
+        if self._auto_compaction is not None:
+            self._auto_compaction.stop()
+        if self._ticker.running:
+            self._ticker.stop()
+
+    def _end_waiting(self, error: KVError) -> None:
+        waiting, self._waiting = self._waiting, {}
+        readers, self._readers = self._readers, deque()
+        with self._turn:
+            for waiter, _ in waiting.values():
+                waiter.fail(error)
+            for _, _, _, fail in readers:
+                fail(error)
+
+    def _publish(self) -> None:
+        """Tell the cluster our name and client URLs, and decide its version, where that is not done yet."""
+        urls = tuple(str(url) for url in self.config.advertise_client_urls)
+        me = self.membership.members.get(self.member_id)
+        if me is not None and (me.name, me.client_urls) != (self.config.name, urls):
+            attributes = Attributes(name=self.config.name, client_urls=urls)
+            update = ClusterMemberAttrSetRequest(member_ID=self.member_id, member_attributes=attributes)
+            self.propose_request(InternalRaftRequest(cluster_member_attr_set=update)).addErrback(self._cannot_publish)
+        if self.is_leader and not self.applier.cluster_version:
+            version = ClusterVersionSetRequest(ver=CLUSTER_VERSION)
+            self.propose_request(InternalRaftRequest(cluster_version_set=version)).addErrback(self._cannot_publish)
+
+    def _cannot_publish(self, reason: Any) -> None:
+        if not self._stopped:
+            _log.warn("cannot publish this member's attributes: {reason}", reason=reason)
+            self._later(1.0, self.when_readable, self._publish, self._cannot_publish)
+
+    # --- facts -------------------------------------------------------------------------------------
+
+    @property
+    def term(self) -> int:
+        """The current Raft term."""
+        return self._node.term
+
+    @property
+    def leader(self) -> int:
+        """The id of the leader, 0 if none is known."""
+        return self._node.leader
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this member leads."""
+        return self._node.role is Role.LEADER
+
+    @property
+    def _is_sole_voter(self) -> bool:
+        configuration = self._node.configuration
+        return configuration.all_voters == {self.member_id}
+
+    @property
+    def committed(self) -> int:
+        """The commit index."""
+        return self._node.commit
+
+    @property
+    def revision(self) -> int:
+        """The store's revision."""
+        return self.store.revision
+
+    @property
+    def membership(self) -> Membership:
+        """Who is in the cluster."""
+        return self.applier.membership
+
+    @property
+    def alarms(self) -> Alarms:
+        """Which alarms are raised."""
+        return self.applier.alarms
+
+    @property
+    def wal_bytes_written(self) -> int:
+        """Bytes written to the log since the start."""
+        return self._wal.bytes_written
+
+    @property
+    def pending(self) -> int:
+        """How many proposals wait for their answer."""
+        return len(self._waiting)
+
+    @property
+    def disk_trouble(self) -> str | None:
+        """What is wrong with the disks right now, or None."""
+        if self._disk_full:
+            return "the write-ahead log's disk is full"
+        return self._write_behind.failing
+
+    # --- writes ------------------------------------------------------------------------------------
+
+    def propose(self, body: bytes, waiter: Waiter) -> None:
+        """Send one request through the log; ``waiter`` gets the answer once it is applied, or an error.
+
+        Args:
+            body: the request as an encoded field of ``InternalRaftRequest``: tag, length, message.
+        """
+        if self._stopped:
+            waiter.fail(StoppedError())
+            return
+        if (
+            self._waiting_bytes > _MOST_WAITING_BYTES
+            or len(self._to_apply) > _MOST_UNAPPLIED_ENTRIES
+            or self._node.commit - self.applied > _MOST_UNAPPLIED_ENTRIES
+        ):
+            waiter.fail(TooManyRequestsError())
+            return
+        if self._disk_full:
+            waiter.fail(NoSpaceError())
+            return
+        request_id = self._ids.next()
+        data = body + prefixed(_HEADER_TAG, b"\x08" + varint(request_id))
+        if len(data) > self.config.max_request_bytes:
+            waiter.fail(RequestTooLargeError())
+            return
+        self._waiting[request_id] = (waiter, self.reactor.seconds() + self._timeout_s)
+        self._waiting_bytes += len(data)
+        self._proposals.append(data)
+        if self._drive_call is None and not self._disk_busy:
+            self._schedule_drive()
+
+    def propose_request(self, request: InternalRaftRequest) -> Deferred[bytes]:
+        """As :meth:`propose`, for requests that are rare: a Deferred of the encoded response."""
+        outcome = Outcome()
+        request.ClearField("header")
+        self.propose(request.SerializeToString(), outcome)
+        return outcome.deferred
+
+    def propose_compaction(self, body: bytes, waiter: Waiter) -> None:
+        """As :meth:`propose`, for a compaction: a physical one is answered when its rows are gone."""
+        request = InternalRaftRequest.FromString(body).compaction
+        self.propose(body, _Sweeping(self.sweeper, request.revision, waiter) if request.physical else waiter)
+
+    def compact(self, revision: int) -> Deferred[bytes]:
+        """Compact, without waiting for the rows to go."""
+        return self.propose_request(InternalRaftRequest(compaction=CompactionRequest(revision=revision)))
+
+    def check_quota(self, cost: int) -> None:
+        """Refuse a write of about ``cost`` bytes if the database would outgrow its quota, and raise the alarm.
+
+        Raises:
+            NoSpaceError: it would.
+        """
+        quota = self.config.quota_backend_bytes
+        if quota <= 0 or self.estimated_bytes + cost < quota:
+            return
+        if self._space_alarm is None and not self._stopped:
+            _log.warn("the database has {used} bytes, its quota is {quota}", used=self.estimated_bytes, quota=quota)
+            alarm = AlarmRequest(action=AlarmRequest.ACTIVATE, memberID=self.member_id, alarm=NOSPACE)
+            self._space_alarm = self.propose_request(InternalRaftRequest(alarm=alarm))
+            self._space_alarm.addBoth(self._space_alarm_raised)
+        raise NoSpaceError
+
+    def _space_alarm_raised(self, result: Any) -> None:
+        self._space_alarm = None
+        if not isinstance(result, bytes):
+            _log.warn("cannot raise the NOSPACE alarm: {error}", error=result.value)
+
+    @property
+    def estimated_bytes(self) -> int:
+        """The size of the database with what is on its way there."""
+        return self.size.total + self._write_behind.backlog_bytes
+
+    # --- reads -------------------------------------------------------------------------------------
+
+    @property
+    def may_read(self) -> bool:
+        """Whether the state as it is now may answer a linearizable read: a sole voter needs to ask nobody."""
+        return self._may_read and not self._stopped
+
+    def when_readable(self, ready: Callable[[], None], fail: Callable[[KVError], None]) -> None:
+        """Call ``ready`` once the state is as new as any write acknowledged before this call, else ``fail``."""
+        if self.may_read:
+            ready()
+        elif self._stopped:
+            fail(StoppedError())
+        else:
+            self._readers.append((0, self.reactor.seconds() + self._timeout_s, ready, fail))
+
+    def fetch(self, needs: Sequence[Need]) -> Deferred[Loan]:
+        """Read from the database what the store does not hold."""
+        return self._write_behind.read(fetch, self._backend, needs)
+
+    def read_backend(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        """Run ``function(backend, *arguments)`` on the storage thread, after everything applied so far was written."""
+        return self._write_behind.read(function, self._backend, *arguments)
+
+    def _campaign_alone(self) -> None:
+        """A sole voter needs not wait for an election timeout."""
+        if self._node.role is Role.FOLLOWER and not self._node.leader and self._is_sole_voter:
+            self._node.campaign()
+
+    # --- the drive loop ----------------------------------------------------------------------------
+
+    def _schedule_drive(self) -> None:
+        if self._drive_call is None and not self._stopped:
+            self._drive_call = self.reactor.callLater(0, self._on_turn)
+
+    def _on_turn(self) -> None:
+        self._drive_call = None
+        if not self._stopped:
+            self._drive()
+
+    def _tick(self) -> None:
+        self._node.tick()
+        now = self.reactor.seconds()
+        with self._turn:
+            while self._waiting:  # deadlines are in the order of the requests
+                request_id = next(iter(self._waiting))
+                waiter, deadline = self._waiting[request_id]
+                if deadline > now:
+                    break
+                del self._waiting[request_id]
+                self.metrics.proposals_failed += 1
+                waiter.fail(RequestTimeoutError() if self._node.leader else NoLeaderError())
+            while self._readers and self._readers[0][1] <= now:
+                self._readers.popleft()[3](RequestTimeoutError())
+        if not self._disk_busy and self._node.has_ready():
+            self._schedule_drive()
+
+    def _drive(self) -> None:
+        """Take batches from the Raft node until there is nothing to do, or until the disk has to be waited for."""
+        try:
+            with self._turn:
+                self._drive_once()
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._halt(Failure(error))
+
+    def _drive_once(self) -> None:
+        while not self._disk_busy:
+            if self._wal_jobs:
+                self._run_wal_job()
+                return
+            if not self._node.has_ready():  # else first what is committed: it need not wait for the next batch's disk
+                if not self._proposals:
+                    return
+                self._propose_collected()
+                if not self._node.has_ready():
+                    return
+            ready = self._node.ready()
+            if not ready.must_sync:
+                self._handle(ready)
+            elif self._sync_s < _INLINE_SYNC_S:
+                started = perf_counter()
+                try:
+                    self._wal.append(ready.hard_state, ready.entries)
+                except DiskFullError as error:
+                    self._on_disk_full(ready, error)
+                    return
+                self._learn_sync_time(perf_counter() - started)
+                self._handle(ready)
+            else:
+                self._disk_busy = True
+                self._append_behind(ready)
+
+    def _propose_collected(self) -> None:
+        proposals, self._proposals = self._proposals, []
+        try:
+            self._node.propose(proposals)
+        except ProposalDropped:
+            # Nobody leads. The waiters run into their time-out, as etcd's do.
+            self._waiting_bytes -= sum(map(len, proposals))
+
+    def _append_behind(self, ready: Ready) -> None:
+        started = perf_counter()
+
+        def appended(_: None) -> None:
+            self._disk_busy = False
+            self._disk_full = False
+            self._learn_sync_time(perf_counter() - started)
+            if self._stopped:
+                return
+            try:
+                with self._turn:
+                    self._handle(ready)
+                    self._drive_once()
+            except Exception as error:
+                self._fail(error)
+
+        def failed(failure: Any) -> None:
+            if failure.check(DiskFullError):
+                self._on_disk_full(ready, failure.value)
+            else:
+                self._halt(failure)
+
+        self._wal_worker.run(self._wal.append, ready.hard_state, ready.entries).addCallbacks(appended, failed)
+
+    def _learn_sync_time(self, taken_s: float) -> None:
+        # A hop to the thread and back adds to what is measured there, so a quick disk finds its way back inline.
+        self._sync_s += (min(taken_s, 1.0) - self._sync_s) * 0.1
+
+    def _on_disk_full(self, ready: Ready, error: DiskFullError) -> None:
+        """Keep the batch and try again; new writes are refused meanwhile, and what is waiting may still succeed."""
+        if not self._disk_full:
+            _log.error("writes wait: {error}", error=error)
+        self._disk_full = True
+        self._disk_busy = True
+        if not self._stopped:
+            self._later(_DISK_RETRY_S, self._append_behind, ready)
+
+    def _handle(self, ready: Ready) -> None:
+        """``ready`` is durable: tell the node, and apply what it says is committed."""
+        for entry in ready.entries:
+            self._waiting_bytes -= len(entry.data)
+        self._waiting_bytes = max(self._waiting_bytes, 0)
+        if ready.soft_state is not None:
+            self._may_read = False
+            self.metrics.leader_changes += ready.soft_state.leader != 0
+        self._to_apply.extend(ready.committed)
+        self._node.advance(ready)
+        if not self._apply_paused:
+            self._apply()
+
+    # --- applying ----------------------------------------------------------------------------------
+
+    def _apply(self) -> None:
+        """Apply what is committed, in order, until all is done or something has to be fetched first."""
+        to_apply = self._to_apply
+        while to_apply:
+            entry = to_apply[0]
+            if not self._apply_entry(entry):
+                return
+            to_apply.popleft()
+            self.applied, self.applied_term = entry.index, entry.term
+        store = self.store
+        if store.batch:
+            rows, size = len(store.batch.rows), store.batch_bytes
+            self._write_behind.dirty(rows - self._told_rows, size - self._told_bytes)
+            self._told_rows, self._told_bytes = rows, size
+        if store.index.resident_bytes > store.index.limit_bytes:
+            store.index.evict()
+        if self._write_behind.backlog_rows > _BACKLOG_ROWS or self._write_behind.backlog_bytes > _BACKLOG_BYTES:
+            self._pause_apply(self._write_behind.flush())
+        self._campaign_alone()
+        if not self._may_read and self.is_leader and self._is_sole_voter and self.applied_term == self._node.term:
+            self._may_read = True
+        if self._readers and self.may_read:
+            readers, self._readers = self._readers, deque()
+            for _, _, ready, _ in readers:
+                ready()
+        if self.applied - self._snapshot_index >= self.config.snapshot_count and not self._snapshotting:
+            self._take_snapshot()
+
+    def _apply_entry(self, entry: Entry, loan: Loan | None = None) -> bool:
+        """Apply one entry and answer who waits for it; False if it has to wait for the database."""
+        if entry.type is not EntryType.NORMAL:
+            self._apply_conf_change(entry)
+            return True
+        if not entry.data:
+            return True  # a new leader's first entry
+        request = InternalRaftRequest.FromString(entry.data)
+        applier = self.applier
+        if loan is None and (applier.store.index.evicted or request.HasField("txn")):
+            needs = tuple(applier.needs(request))
+            if needs:
+                self._pause_apply(self.fetch(needs).addCallback(self._apply_with_loan, entry))
+                return False
+        waiting = self._waiting.pop(request.header.ID, None)
+        try:
+            done = applier.apply(request)
+        except KVError as error:
+            if applier.store.changed:
+                raise InvariantError(f"entry {entry.index} failed half-way") from error
+            if waiting is not None:
+                waiting[0].fail(error)
+        else:
+            if waiting is not None:
+                waiting[0].reply(self.header.field(done.revision, self._node.term) + done.body)
+            if request.HasField("compaction"):
+                self.sweeper.sweep()
+        return True
+
+    def _apply_with_loan(self, loan: Loan, entry: Entry) -> None:
+        self.store.lend(loan)
+        try:
+            with self._turn:
+                self._apply_entry(entry, loan)
+        finally:
+            self.store.lend(None)
+        self._to_apply.popleft()
+        self.applied, self.applied_term = entry.index, entry.term
+
+    def _pause_apply(self, until: Deferred[Any]) -> None:
+        self._apply_paused = True
+        until.addCallback(self._resume_apply).addErrback(self._halt)
+
+    def _resume_apply(self, _: Any) -> None:
+        self._apply_paused = False
+        if not self._stopped:
+            with self._turn:
+                self._apply()
+            self._schedule_drive()
+
+    def _apply_conf_change(self, entry: Entry) -> None:
+        change = ConfChange.FromString(entry.data)
+        self.applier.apply_conf_change(change)
+        self._node.apply_conf_change(change)
+
+    # --- behind the scenes -------------------------------------------------------------------------
+
+    def _take_batch(self) -> Batch:
+        """Hand the write-behind what was applied, and the index that it stands for, to be written together."""
+        if self.store.batch:
+            self._record_applied()
+        self._told_rows = self._told_bytes = 0
+        return self.store.take_batch()
+
+    def _record_applied(self) -> None:
+        """Have the applied index written even if nothing else is."""
+        self.store.record(Bucket.META, META_APPLIED_INDEX, b"%d" % self.applied)
+        self.store.record(Bucket.META, META_APPLIED_TERM, b"%d" % self.applied_term)
+
+    def _take_snapshot(self) -> None:
+        """Let the log go up to here: bring the database up to date and make it durable, then say so in the WAL."""
+        self._snapshotting = True
+        meta = SnapshotMeta(self.applied, self.applied_term, self.applier.membership.conf_state())
+        self._record_applied()
+
+        def durable(_: Any) -> Deferred[None]:
+            return self._in_wal(lambda: self._release_log(meta))
+
+        def done(_: Any) -> None:
+            self._snapshot_index = meta.index
+            self._node.log.compact(max(meta.index - _CATCH_UP_ENTRIES, 0))
+            _log.info("log released up to {index}", index=meta.index)
+
+        def failed(failure: Any) -> None:
+            # The log stays as long as it is; the next batch of entries tries again.
+            self._snapshot_index = self.applied
+            _log.error("cannot release the log: {error}", error=failure.value)
+
+        def over(_: Any) -> None:
+            self._snapshotting = False
+
+        written = self._write_behind.read(self._backend.sync)
+        written.addCallback(durable).addCallbacks(done, failed).addBoth(over)
+
+    def _release_log(self, meta: SnapshotMeta) -> None:
+        self._wal.save_snapshot(meta)
+        self._wal.release(meta.index)
+
+    def _in_wal(self, job: Callable[[], None]) -> Deferred[None]:
+        """Run ``job`` on the WAL's thread when the log is not in use."""
+        done: Deferred[None] = Deferred()
+        self._wal_jobs.append((job, done))
+        if not self._disk_busy:
+            self._schedule_drive()
+        return done
+
+    def _run_wal_job(self) -> None:
+        job, done = self._wal_jobs.popleft()
+        self._disk_busy = True
+
+        def over(result: Any) -> Any:
+            self._disk_busy = False
+            self._schedule_drive()
+            return result
+
+        self._wal_worker.run(job).addBoth(over).chainDeferred(done)
+
+    def _later(self, delay_s: float, function: Callable[..., None], *arguments: Any) -> None:
+        """Call ``function`` after a while, unless the member stops before."""
+
+        def due() -> None:
+            self._delayed.discard(call)
+            function(*arguments)
+
+        call = self.reactor.callLater(delay_s, due)
+        self._delayed.add(call)
+
+    def _on_sync(self, seconds: float) -> None:
+        self.metrics.wal_fsync.observe(seconds)
+
+    def _refresh_size(self) -> None:
+        def known(size: Size) -> None:
+            self.size = size
+
+        def failed(failure: Any) -> None:
+            if not self._stopped:
+                _log.error("cannot tell the size of the database: {error}", error=failure.value)
+
+        def again(_: Any) -> None:
+            if not self._stopped:
+                self._later(1.0, self._refresh_size)
+
+        if not self._stopped:
+            self._worker.run(self._backend.size).addCallbacks(known, failed).addCallback(again)
+
+
+def _auto_compaction(member: Member, config: Config, clock: IReactorTime) -> AutoCompaction | None:
+    retention = config.auto_compaction_retention
+    if not retention:
+        return None
+    if config.auto_compaction_mode is CompactionMode.REVISION:
+        return RevisionCompaction(member, clock, int(retention))
+    return PeriodicCompaction(member, clock, retention)
