@@ -20,6 +20,12 @@ _KEYS = (b"a", b"b", b"b\0", b"c", b"\xff")
 _RANGE_ENDS = (b"", b"", b"\0", b"a", b"b", b"c", b"d")
 _VALUES = (b"", b"x", b"v" * 150, b"w" * 200)
 _LEASES = (0, 0, 7, 8, 9)
+_SORT_TARGETS = (
+    *(RangeRequest.KEY, RangeRequest.KEY, RangeRequest.VERSION),
+    *(RangeRequest.CREATE, RangeRequest.MOD, RangeRequest.VALUE),
+)
+_TARGETS = (Compare.VERSION, Compare.CREATE, Compare.MOD, Compare.VALUE, Compare.LEASE)
+_RESULTS = (Compare.EQUAL, Compare.GREATER, Compare.LESS, Compare.NOT_EQUAL)
 
 
 class Requests:
@@ -48,9 +54,7 @@ class Requests:
         request.sort_order = dice.choice(
             (RangeRequest.NONE, RangeRequest.NONE, RangeRequest.ASCEND, RangeRequest.DESCEND)
         )
-        request.sort_target = dice.choice(
-            (RangeRequest.KEY, *map(RangeRequest.SortTarget.Value, RangeRequest.SortTarget.keys()))
-        )
+        request.sort_target = dice.choice(_SORT_TARGETS)
         request.keys_only, request.count_only = dice.random() < 0.2, dice.random() < 0.1
         for bound in ("min_mod_revision", "max_mod_revision", "min_create_revision", "max_create_revision"):
             if dice.random() < 0.1:
@@ -91,8 +95,8 @@ class Requests:
         """A compare; some miss the operand that their target asks for."""
         dice = self.dice
         compare = Compare(key=dice.choice(_KEYS), range_end=dice.choice(_RANGE_ENDS))
-        compare.target = Compare.CompareTarget.Value(dice.choice(Compare.CompareTarget.keys()))
-        compare.result = Compare.CompareResult.Value(dice.choice(Compare.CompareResult.keys()))
+        compare.target = dice.choice(_TARGETS)
+        compare.result = dice.choice(_RESULTS)
         match dice.choice((compare.target, compare.target, dice.randint(0, 5))):
             case Compare.VERSION:
                 compare.version = dice.randint(0, 2)

@@ -110,10 +110,12 @@ class AssembledMember:
         self._backend = backend = open_backend(config.storage)
         self._worker.start()
         self._wal_worker.start()
-        loaded = await self._worker.run(_load, backend, config.value_cache_bytes)
-        # What was loaded stays for good: let the garbage collector never look at it again.
-        gc.collect()
-        gc.freeze()
+        gc.disable()  # it would go through all of the keys again and again while they are loaded
+        try:
+            loaded = await self._worker.run(_load, backend, config.value_cache_bytes)
+            gc.freeze()  # what was loaded stays for good
+        finally:
+            gc.enable()
         wal, recovered = await self._wal_worker.run(self._open_wal, loaded)
         self._wal = wal
         me, cluster = _identity(recovered.metadata)

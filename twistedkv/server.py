@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from time import perf_counter
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -63,7 +62,9 @@ _MOST_UNAPPLIED_ENTRIES = 5_000  # etcd server/etcdserver/v3_server.go, maxGapBe
 _MOST_WAITING_BYTES = 64 << 20  # proposals that may wait for the disk before new ones are refused
 _BACKLOG_ROWS = 50_000  # rows that may wait for the database before applying waits too
 _BACKLOG_BYTES = 64 << 20
-_CATCH_UP_ENTRIES = 5_000  # kept in memory behind a snapshot; etcd SnapshotCatchUpEntries
+_CATCH_UP_ENTRIES = 5_000  # of the log, kept in memory for followers; etcd SnapshotCatchUpEntries
+_CATCH_UP_BYTES = 16 << 20
+_LOG_BYTES = 256 << 20  # of log on disk after which it is cut short, however few entries that are
 _INLINE_SYNC_S = 0.002  # a disk slower than this is never waited for on the reactor's thread
 _DISK_RETRY_S = 0.5
 
@@ -177,12 +178,15 @@ class Member:
         self._drive_call: IDelayedCall | None = None
         self._disk_busy = False
         self._disk_full = False
+        self._last_sync_s = 0.0
         self._sync_s = 0.0  # a running mean of what the disk took
         self._wal_jobs: deque[tuple[Callable[[], None], Deferred[None]]] = deque()
         self._to_apply: deque[Entry] = deque()
         self._apply_paused = False
-        self._snapshot_index = applied[0]
+        self._snapshot_index = node.log.compacted
+        self._snapshot_wal_bytes = 0
         self._snapshotting = False
+        self._applied_bytes = 0  # of entries, since the log in memory was trimmed
         self._readers: deque[tuple[int, float, Callable[[], None], Callable[[KVError], None]]] = deque()
         self._may_read = False  # sole voter, leader, with an entry of its own term applied
         self._stopped = False
@@ -198,6 +202,7 @@ class Member:
         self._wal.on_sync = self._on_sync
         self._ticker.start(self.config.heartbeat_interval_ms / 1000, now=False).addErrback(self._halt)
         self._campaign_alone()
+        self._trim_log()
         self._refresh_size()
         self._schedule_drive()
         self.sweeper.sweep()
@@ -487,13 +492,12 @@ class Member:
             if not ready.must_sync:
                 self._handle(ready)
             elif self._sync_s < _INLINE_SYNC_S:
-                started = perf_counter()
                 try:
                     self._wal.append(ready.hard_state, ready.entries)
                 except DiskFullError as error:
                     self._on_disk_full(ready, error)
                     return
-                self._learn_sync_time(perf_counter() - started)
+                self._learn_sync_time()
                 self._handle(ready)
             else:
                 self._disk_busy = True
@@ -508,12 +512,11 @@ class Member:
             self._waiting_bytes -= sum(map(len, proposals))
 
     def _append_behind(self, ready: Ready) -> None:
-        started = perf_counter()
 
         def appended(_: None) -> None:
             self._disk_busy = False
             self._disk_full = False
-            self._learn_sync_time(perf_counter() - started)
+            self._learn_sync_time()
             if self._stopped:
                 return
             try:
@@ -531,8 +534,9 @@ class Member:
 
         self._wal_worker.run(self._wal.append, ready.hard_state, ready.entries).addCallbacks(appended, failed)
 
-    def _learn_sync_time(self, taken_s: float) -> None:
-        # A hop to the thread and back adds to what is measured there, so a quick disk finds its way back inline.
+    def _learn_sync_time(self) -> None:
+        taken_s = self._last_sync_s
+        self.metrics.wal_fsync.observe(taken_s)
         self._sync_s += (min(taken_s, 1.0) - self._sync_s) * 0.1
 
     def _on_disk_full(self, ready: Ready, error: DiskFullError) -> None:
@@ -568,6 +572,7 @@ class Member:
                 return
             to_apply.popleft()
             self.applied, self.applied_term = entry.index, entry.term
+            self._applied_bytes += len(entry.data)
         store = self.store
         if store.batch:
             rows, size = len(store.batch.rows), store.batch_bytes
@@ -584,7 +589,12 @@ class Member:
             readers, self._readers = self._readers, deque()
             for _, _, ready, _ in readers:
                 ready()
-        if self.applied - self._snapshot_index >= self.config.snapshot_count and not self._snapshotting:
+        if self._applied_bytes > _CATCH_UP_BYTES or self.applied - self._node.log.compacted > 2 * _CATCH_UP_ENTRIES:
+            self._trim_log()
+        if not self._snapshotting and (
+            self.applied - self._snapshot_index >= self.config.snapshot_count
+            or self._wal.bytes_written - self._snapshot_wal_bytes > _LOG_BYTES
+        ):
             self._take_snapshot()
 
     def _apply_entry(self, entry: Entry, loan: Loan | None = None) -> bool:
@@ -659,6 +669,7 @@ class Member:
     def _take_snapshot(self) -> None:
         """Let the log go up to here: bring the database up to date and make it durable, then say so in the WAL."""
         self._snapshotting = True
+        self._snapshot_wal_bytes = self._wal.bytes_written
         meta = SnapshotMeta(self.applied, self.applied_term, self.applier.membership.conf_state())
         self._record_applied()
 
@@ -667,7 +678,6 @@ class Member:
 
         def done(_: Any) -> None:
             self._snapshot_index = meta.index
-            self._node.log.compact(max(meta.index - _CATCH_UP_ENTRIES, 0))
             _log.info("log released up to {index}", index=meta.index)
 
         def failed(failure: Any) -> None:
@@ -680,6 +690,21 @@ class Member:
 
         written = self._write_behind.read(self._backend.sync)
         written.addCallback(durable).addCallbacks(done, failed).addBoth(over)
+
+    def _trim_log(self) -> None:
+        """Drop from memory what no follower is likely to ask for; the log on disk stays."""
+        self._applied_bytes = 0
+        log = self._node.log
+        last = min(self.applied, log.applied)
+        first = max(last - _CATCH_UP_ENTRIES, log.compacted)
+        kept = 0
+        if last > first:
+            for entry in reversed(log.slice(first + 1, last)):
+                kept += len(entry.data)
+                if kept > _CATCH_UP_BYTES:
+                    first = entry.index
+                    break
+        log.compact(first)
 
     def _release_log(self, meta: SnapshotMeta) -> None:
         self._wal.save_snapshot(meta)
@@ -715,7 +740,8 @@ class Member:
         self._delayed.add(call)
 
     def _on_sync(self, seconds: float) -> None:
-        self.metrics.wal_fsync.observe(seconds)
+        """Called on whichever thread waited for the disk; looked at when the reactor's thread knows that it is done."""
+        self._last_sync_s = seconds
 
     def _refresh_size(self) -> None:
         def known(size: Size) -> None:

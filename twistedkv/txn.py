@@ -7,7 +7,7 @@ Sources: etcd ``server/etcdserver/api/v3rpc/key.go`` (checks), ``server/etcdserv
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,10 +32,12 @@ from twistedkv.pb.rpc_pb2 import (
     RequestOp,
     TxnRequest,
 )
-from twistedkv.storage.keyindex import FROM_KEY
+from twistedkv.storage.backend import SUB_MASK
+from twistedkv.storage.keyindex import FROM_KEY, Evicted
 from twistedkv.storage.mvcc import Need, Store
 from twistedkv.wire import delete_body, prefixed, put_body, range_body, revision_header, txn_body
 
+MAX_DELETED = SUB_MASK // 2  # keys in one transaction; what is left of the sub revisions is far more than any has puts
 _PUT_OVERHEAD_BYTES = 256  # etcd server/etcdserver/quota.go, kvOverhead
 
 
@@ -284,7 +286,12 @@ class Executor:
         return Done(self.store.end(), body)
 
     def delete(self, request: DeleteRangeRequest) -> Done:
-        """Delete a range in a transaction of its own; no live key in it is no change."""
+        """Delete a range in a transaction of its own; no live key in it is no change.
+
+        Raises:
+            TooManyOpsError: it has more keys than one transaction can change.
+        """
+        self._check_size([request])
         self.store.begin()
         body = self._delete(request)
         return Done(self.store.end(), body)
@@ -296,8 +303,10 @@ class Executor:
             KVError: a check on the chosen path failed; nothing was changed.
         """
         path = list(self._choose(request))
-        self._check_puts(request, iter(path), [])
+        deletes: list[DeleteRangeRequest] = []
+        self._check_puts(request, iter(path), deletes)
         self._check_ranges(request, iter(path))
+        self._check_size(deletes)
         self.store.begin()
         body = self._run(request, iter(path))
         self.counts.txns += 1
@@ -317,7 +326,8 @@ class Executor:
         """See the class; both branches count, since what is fetched may decide between them."""
         store = self.store
         for compare in request.compare:
-            yield from store.needs(compare.key, compare.range_end)
+            if compare.target == Compare.VALUE:
+                yield from store.needs(compare.key, compare.range_end)
         for operations in (request.success, request.failure):
             for operation in operations:
                 match operation.WhichOneof("request"):
@@ -326,6 +336,8 @@ class Executor:
                         revision = inner.revision
                         if 0 < revision < store.compacted or revision > store.revision:
                             continue  # will be refused on its path
+                        if inner.count_only and revision <= 0:
+                            continue
                         yield from store.needs(inner.key, inner.range_end, revision, writing)
                     case "request_put":
                         yield from self.needs_put(operation.request_put)
@@ -378,11 +390,12 @@ class Executor:
                 yield from self._choose(operation.request_txn)
 
     def _holds(self, compare: Compare) -> bool:
-        pairs = self.store.pairs(compare.key, compare.range_end)
-        if not pairs:
-            # etcd apply.go, applyCompare: no key has no value to compare, and zero for everything else
-            return compare.target != Compare.VALUE and _compares(compare, KeyValue())
-        return all(_compares(compare, KeyValue.FromString(pair)) for pair in pairs)
+        key, range_end = compare.key, compare.range_end
+        # etcd apply.go, applyCompare: where there is no key there is no value to compare, and zero for all else
+        if compare.target == Compare.VALUE:
+            pairs = self.store.pairs(key, range_end)
+            return bool(pairs) and all(_compares(compare, KeyValue.FromString(pair)) for pair in pairs)
+        return all(_compares(compare, pair) for pair in self.store.without_values(key, range_end) or (KeyValue(),))
 
     def _check_puts(self, request: TxnRequest, path: Iterator[bool], deletes: list[DeleteRangeRequest]) -> None:
         """Refuse puts that cannot be carried out on the state before the transaction.
@@ -416,6 +429,11 @@ class Executor:
                 if revision and revision < self.store.compacted:  # a negative one too, unlike in a range of its own
                     raise CompactedError
 
+    def _check_size(self, deletes: Iterable[DeleteRangeRequest]) -> None:
+        index = self.store.index
+        if len(index) > MAX_DELETED and sum(index.count(each.key, each.range_end) for each in deletes) > MAX_DELETED:
+            raise TooManyOpsError
+
     def _run(self, request: TxnRequest, path: Iterator[bool]) -> bytes:
         succeeded = next(path)
         responses = []
@@ -447,7 +465,7 @@ def _covers(request: DeleteRangeRequest, key: bytes) -> bool:
     return key >= request.key and (request.range_end == FROM_KEY or key < request.range_end)
 
 
-def _compares(compare: Compare, pair: KeyValue) -> bool:
+def _compares(compare: Compare, pair: KeyValue | Evicted) -> bool:
     """Whether one pair satisfies ``compare``. A union member of another target compares with zero, as in etcd."""
     have: int | bytes
     given: int | bytes
@@ -459,7 +477,7 @@ def _compares(compare: Compare, pair: KeyValue) -> bool:
         case Compare.MOD:
             have, given = pair.mod_revision, compare.mod_revision
         case Compare.VALUE:
-            have, given = pair.value, compare.value
+            have, given = pair.value, compare.value  # type: ignore[union-attr]  # values are asked for then
         case Compare.LEASE:
             have, given = pair.lease, compare.lease
         case _:

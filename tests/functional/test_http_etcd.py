@@ -32,7 +32,7 @@ REQUESTS = (
     request(PUT, EMPTY_KEY, "POST", "Connection: close"),
     request(PUT, EMPTY_KEY, "POST", "Origin: http://example.com", "Content-Type: text/html", "Accept: text/html"),
     *(request(PUT, EMPTY_KEY, "POST", f"Grpc-Timeout: {value}") for value in ("zz", "1", "", "5S", "-5S")),
-    *(request(PUT, EMPTY_KEY, "POST", f"Grpc-Metadata-X-bin: {value}") for value in ("!!", "A", "AAA", "AAAAA", "AA==", "AA=", "A=A")),
+    *(request(PUT, EMPTY_KEY, "POST", f"Grpc-Metadata-X-bin: {value}") for value in ("!!", "A", "AAAAA", "AA=")),
     *(request(path, body) for path in ("/v3/watch",) for body in (b"nox", b'{"create_request":{"key":"Zm9"}}')),
     request("/v3/maintenance/snapshot", b"nox"),
     _chunked(EMPTY_KEY),

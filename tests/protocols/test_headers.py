@@ -43,7 +43,7 @@ class DecodingTests(SynchronousTestCase):
             self.assertEqual(decoder.decode(block), tuple((name, value) for name, value, _ in fields))
 
     def test_a_long_run_of_changing_fields_evicts_as_the_encoder_does(self) -> None:
-        """A deadline that changes with every request, as Go clients send it, decodes right over thousands of requests."""
+        """A deadline that changes with every request, as Go clients send it, decodes right thousands of times."""
         encoder, decoder = Encoder(), HeaderDecoder(1 << 16)
         for number in range(2000):
             fields = [

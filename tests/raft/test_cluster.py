@@ -209,13 +209,18 @@ class Cluster:
             node.read_index(number.to_bytes(4, "big"))
         elif kind == "transfer":
             node.transfer_leader(target)
-        elif kind == "change":
+        elif kind == "change" and node.role is Role.LEADER:
             kinds = [raft_pb2.ConfChangeAddNode, raft_pb2.ConfChangeRemoveNode, raft_pb2.ConfChangeAddLearnerNode]
             picked = [
                 raft_pb2.ConfChangeSingle(type=self.random.choice(kinds), node_id=self.random.choice([1, 2, 3, 4, 5]))
                 for _ in range(self.random.choice([1, 1, 2]))
             ]
-            node.propose_conf_change(raft_pb2.ConfChangeV2(changes=picked))
+            voters = node.configuration.voters
+            staying = voters - {c.node_id for c in picked if c.type != raft_pb2.ConfChangeAddNode}
+            # A change counts when it is applied (etcd's choice; the thesis': when it is appended). So those who stay
+            # must be able to elect a leader by the old rules, in case nobody who goes lives to tell them of the new.
+            if 2 * len(staying) > len(voters):
+                node.propose_conf_change(raft_pb2.ConfChangeV2(changes=picked))
 
     def heal(self) -> None:
         """From now on everything works, for long enough."""

@@ -32,12 +32,18 @@ def make_node(*voters: int, **options: bool) -> RaftNode:
     return RaftNode(Config(id=1, random=Random(7), **options), RaftLog(), HardState(), ConfState(voters), 0)
 
 
+def take(node: RaftNode) -> Ready:
+    """The next Ready, done."""
+    ready = node.ready()
+    node.advance(ready)
+    return ready
+
+
 def settle(node: RaftNode) -> list[Ready]:
     """Do all that the node asks for, as a driver with a fast disk does."""
     done = []
     while node.has_ready():
-        done.append(node.ready())
-        node.advance(done[-1])
+        done.append(take(node))
     return done
 
 
@@ -131,12 +137,18 @@ class SingleVoterTests(SynchronousTestCase):
         self.assertEqual((node.term, node.commit), (4, 6))
 
     def test_impossible_restart_is_refused(self) -> None:
-        """A commit index beyond the log, or an applied one beyond the commit index, stops the member."""
+        """A commit index or an applied one beyond the log means that entries were lost: the member stops."""
         log = [Entry(1, 1, b"")]
         config = Config(id=1, random=Random(1))
-        for commit, applied in ((2, 0), (0, 1)):
+        for commit, applied in ((2, 0), (0, 2)):
             state = HardState(1, 1, commit)
             self.assertRaises(InvariantError, RaftNode, config, RaftLog(log), state, ConfState((1,)), applied)
+
+    def test_applied_may_be_ahead_of_the_durable_commit_index(self) -> None:
+        """A commit index alone is not synced; what was applied before the crash is not applied again."""
+        log = RaftLog([Entry(1, index, b"") for index in (1, 2, 3)])
+        node = RaftNode(Config(id=1, random=Random(1)), log, HardState(1, 1, 1), ConfState((1,)), 2)
+        self.assertEqual((node.commit, node.has_ready()), (2, False))
 
     def test_read_waits_for_an_entry_of_the_term(self) -> None:
         """Raft thesis §6.4: a new leader does not know yet what is committed."""
@@ -240,13 +252,12 @@ class DriverTests(SynchronousTestCase):
         node.propose([b"a"])
         node.read_index(b"r")
         node.transfer_leader(3)
-        messages = node.ready().messages
+        messages = take(node).messages
         self.assertEqual([(m.type, m.to, m.term) for m in messages[1:]], [
             (MessageType.PROPOSE, 2, 0), (MessageType.READ_INDEX, 2, 0), (MessageType.TRANSFER_LEADER, 2, 1),
         ])  # fmt: skip
         self.assertEqual((messages[1].entries[0].data, messages[3].sender), (b"a", 3))
         node.step(Message(MessageType.READ_INDEX_RESPONSE, 1, 2, term=1, index=9, entries=[Entry(0, 0, b"r")]))
-        node.advance(node._taken)  # type: ignore[arg-type]
         self.assertEqual(node.ready().read_states, [ReadState(9, b"r")])
 
 
@@ -264,7 +275,72 @@ def elected_of_three(**options: bool) -> RaftNode:
     return node
 
 
+class FollowerTests(SynchronousTestCase):
+    def test_one_vote_a_term(self) -> None:
+        """Raft §5.2: who has voted for one candidate refuses the others of that term, and repeats its vote."""
+        node = make_node(1, 2, 3)
+        for candidate, refused in ((2, False), (3, True), (2, False)):
+            node.step(Message(MessageType.VOTE, 1, candidate, term=1))
+            (answer,) = take(node).responses
+            self.assertEqual((answer.to, answer.reject), (candidate, refused))
+
+    def test_vote_survives_a_restart(self) -> None:
+        """Raft §5.1: the vote is durable, so that a restarted node does not vote twice."""
+        node = RaftNode(Config(id=1, random=Random(1)), RaftLog(), HardState(1, 2, 0), ConfState((1, 2, 3)), 0)
+        node.step(Message(MessageType.VOTE, 1, 3, term=1))
+        self.assertTrue(take(node).responses[0].reject)
+
+    def test_pre_vote_promises_nothing(self) -> None:
+        """Raft thesis §9.6: any number of pre-votes are granted, and term and vote stay as they are."""
+        node = make_node(1, 2, 3)
+        for candidate in (2, 3):
+            node.step(Message(MessageType.PRE_VOTE, 1, candidate, term=1))
+            ready = take(node)
+            self.assertEqual((ready.hard_state, ready.responses[0].reject), (None, False))
+
+    def test_commit_stops_at_what_is_known_to_match(self) -> None:
+        """Raft §5.3: entries after the last one that the leader has sent may be another leader's."""
+        node = make_node(1, 2, 3)
+        old = [Entry(1, index, b"old") for index in (1, 2, 3)]
+        node.step(Message(MessageType.APPEND, 1, 2, term=1, entries=old))
+        settle(node)
+        node.step(Message(MessageType.APPEND, 1, 3, term=2, index=1, log_term=1, commit=3))
+        self.assertEqual(node.commit, 1)
+
+    def test_old_leader_is_told(self) -> None:
+        """Raft §5.1: a message of an old term changes nothing, and its sender learns the new term."""
+        node = make_node(1, 2, 3)
+        node.step(Message(MessageType.HEARTBEAT, 1, 2, term=3))
+        settle(node)
+        node.step(Message(MessageType.APPEND, 1, 3, term=2, entries=[Entry(2, 1, b"")]))
+        ready = take(node)
+        self.assertEqual([(m.type, m.to, m.term) for m in ready.responses], [(MessageType.APPEND_RESPONSE, 3, 3)])
+        self.assertEqual((node.leader, node.log.last_index), (2, 0))
+
+    def test_learner_never_campaigns(self) -> None:
+        """A learner gets the log and has no vote, so it leads nothing."""
+        config = Config(id=1, random=Random(1))
+        node = RaftNode(config, RaftLog(), HardState(), ConfState((2,), (1,)), 0)
+        for _ in range(50):
+            node.tick()
+        node.step(Message(MessageType.TIMEOUT_NOW, 1, 2, term=1))
+        self.assertEqual((node.role, node.term, node.is_learner), (Role.FOLLOWER, 1, True))
+
+
 class LeaderTests(SynchronousTestCase):
+    def test_only_entries_of_its_term_are_counted(self) -> None:
+        """Raft §5.4.2, figure 8: a majority has an entry of an earlier term, and it is not committed by that."""
+        log = RaftLog([Entry(2, 1, b"old")])
+        node = RaftNode(Config(id=1, random=Random(1), pre_vote=False), log, HardState(3), ConfState((1, 2, 3)), 0)
+        node.campaign()
+        settle(node)
+        node.step(Message(MessageType.VOTE_RESPONSE, 1, 2, term=4))
+        settle(node)
+        node.step(Message(MessageType.APPEND_RESPONSE, 1, 2, term=4, index=1))
+        self.assertEqual(node.commit, 0)
+        node.step(Message(MessageType.APPEND_RESPONSE, 1, 2, term=4, index=2))
+        self.assertEqual(node.commit, 2)
+
     def test_quorum_of_others_commits_before_the_own_disk(self) -> None:
         """Raft thesis §10.2.1: two of three are a majority, whoever they are; a single one is none."""
         node = elected_of_three()
@@ -280,25 +356,33 @@ class LeaderTests(SynchronousTestCase):
         """etcd-io/raft#397: answers to earlier heartbeats confirm nothing; all reads of a turn share a round."""
         node = elected_of_three()
         node.tick()
-        old = node.ready().messages[0]
-        node.advance(node._taken)  # type: ignore[arg-type]
+        old = take(node).messages[0]
         node.read_index(b"1")
         node.read_index(b"2")
-        beats = node.ready().messages
-        node.advance(node._taken)  # type: ignore[arg-type]
+        beats = take(node).messages
         self.assertEqual(sent(list(beats)), [(MessageType.HEARTBEAT, 2), (MessageType.HEARTBEAT, 3)])
         node.step(Message(MessageType.HEARTBEAT_RESPONSE, 1, 2, term=1, context=old.context))
         self.assertEqual([ready.read_states for ready in settle(node)], [])
         node.step(Message(MessageType.HEARTBEAT_RESPONSE, 1, 2, term=1, context=beats[0].context))
         self.assertEqual(node.ready().read_states, [ReadState(1, b"1"), ReadState(1, b"2")])
 
+    def test_answer_to_an_earlier_round_does_not_confirm_a_later_one(self) -> None:
+        """etcd-io/raft#397: who followed before a read was asked for may follow another leader by now."""
+        node = elected_of_three()
+        node.read_index(b"1")
+        first = take(node).messages[0]
+        node.read_index(b"2")
+        take(node)
+        node.step(Message(MessageType.HEARTBEAT_RESPONSE, 1, 2, term=1, context=first.context))
+        self.assertEqual(take(node).read_states, [ReadState(1, b"1")])
+        self.assertFalse(node.has_ready())
+
     def test_later_round_confirms_earlier_ones(self) -> None:
         """An answer to a later heartbeat is as good: the lost one is not waited for."""
         node = elected_of_three()
         for context in (b"1", b"2"):
             node.read_index(context)
-            beats = node.ready().messages
-            node.advance(node._taken)  # type: ignore[arg-type]
+            beats = take(node).messages
         node.step(Message(MessageType.HEARTBEAT_RESPONSE, 1, 3, term=1, context=beats[0].context))
         self.assertEqual(node.ready().read_states, [ReadState(1, b"1"), ReadState(1, b"2")])
 
@@ -306,8 +390,7 @@ class LeaderTests(SynchronousTestCase):
         """A follower that asked gets the index with its own context."""
         node = elected_of_three()
         node.step(Message(MessageType.READ_INDEX, 1, 3, entries=[Entry(0, 0, b"r")]))
-        beats = node.ready().messages
-        node.advance(node._taken)  # type: ignore[arg-type]
+        beats = take(node).messages
         node.step(Message(MessageType.HEARTBEAT_RESPONSE, 1, 2, term=1, context=beats[0].context))
         (answer,) = node.ready().messages
         self.assertEqual((answer.type, answer.to, answer.index), (MessageType.READ_INDEX_RESPONSE, 3, 1))
@@ -339,12 +422,10 @@ class LeaderTests(SynchronousTestCase):
         node.transfer_leader(2)
         self.assertRaises(ProposalDropped, node.propose, [b"b"])
         self.assertEqual(node.transferee, 2)
-        self.assertNotIn(
-            (MessageType.TIMEOUT_NOW, 2), [m for ready in settle(node) for m in sent(list(ready.messages))]
-        )
+        before = [message.type for ready in settle(node) for message in ready.messages]
+        self.assertNotIn(MessageType.TIMEOUT_NOW, before)
         node.step(Message(MessageType.APPEND_RESPONSE, 1, 2, term=1, index=2))
-        self.assertIn((MessageType.TIMEOUT_NOW, 2), sent(list(node.ready().messages)))
-        node.advance(node._taken)  # type: ignore[arg-type]
+        self.assertIn((MessageType.TIMEOUT_NOW, 2), sent(list(take(node).messages)))
         for _ in range(10):
             node.tick()
         self.assertEqual(node.transferee, 0)
@@ -406,8 +487,7 @@ class SnapshotTests(SynchronousTestCase):
         node.step(Message(MessageType.SNAPSHOT, 1, 2, term=1, snapshot=snapshot))
         self.assertEqual(node.apply_conf_change(change), ConfState((1, 2, 9)))
         node.advance(ready)
-        self.assertEqual(node.ready().snapshot, snapshot)
-        node.advance(node._taken)  # type: ignore[arg-type]
+        self.assertEqual(take(node).snapshot, snapshot)
         self.assertEqual((node.applied, node.configuration.state), (10, ConfState((1, 2, 3))))
 
     def test_snapshot_without_this_node_is_refused(self) -> None:

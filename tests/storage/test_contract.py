@@ -135,13 +135,6 @@ class Unsigned(MemoryBackend):
         super().write(Batch([row._replace(lease=row.lease & 2**63 - 1) for row in batch.rows], batch.records))
 
 
-class Numeric(MemoryBackend):
-    """Has no type for true and false."""
-
-    def write(self, batch: Batch) -> None:
-        super().write(Batch([row._replace(tombstone=int(row.tombstone)) for row in batch.rows], batch.records))
-
-
 class Weightless(MemoryBackend):
     """Does not measure."""
 
@@ -171,7 +164,6 @@ class BackendContractTests(SynchronousTestCase):
             Blind: "test_surviving_leaves_out_what_compaction_would_drop",
             Merged: "test_every_bucket_holds_records",
             Unsigned: "test_rows_come_back_as_they_were",
-            Numeric: "test_rows_come_back_as_they_were",
             Weightless: "test_size_follows_the_data",
         }.items():
             self.assertIn(caught_by, failures_of(backend, durable=False), backend.__name__)

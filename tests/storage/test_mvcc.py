@@ -50,8 +50,8 @@ def keys_of(pairs: list[bytes]) -> list[bytes]:
 class StoreAgainstModelTests(SynchronousTestCase):
     """§1 to §5 at once: whatever is asked in whatever order, the store answers as the model does, byte by byte."""
 
-    @settings(max_examples=120, deadline=None)
-    @given(seed=st.integers(0, 1 << 32), length=st.integers(1, 60))
+    @settings(max_examples=150, deadline=None)
+    @given(seed=st.integers(0, 1 << 32), length=st.integers(1, 120))
     def test_random_requests(self, seed: int, length: int) -> None:
         """Random requests get the model's answers, with evictions, flushes, compactions and restarts in between."""
         dice = Random(seed)
@@ -403,6 +403,13 @@ class HashTests(SynchronousTestCase):
         self.assertEqual(hashed(), 3803549770)
         world.send(CompactionRequest(revision=4))
         self.assertEqual(hashed(), 1084519789)
+
+    def test_revision_below_zero(self) -> None:
+        """§9: etcd takes a negative revision as it is, and finds nothing up to it."""
+        world = World()
+        world.send(PutRequest(key=b"k"))
+        world.flush()
+        self.assertEqual(hash_kv(world.backend, -5, -1), hash_kv(MemoryBackend(), 1, -1))
 
     @settings(max_examples=60, deadline=None)
     @given(st.integers(0, 1 << 32), st.integers(0, 20), st.integers(0, 20), st.integers(1, 4))

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
-from struct import Struct
 from typing import Final, Protocol
 
 from twistedkv.errors import Code, RPCError
 from twistedkv.protocols import frames
 from twistedkv.protocols.frames import END_HEADERS, END_STREAM, HEAD, WORD, ErrorCode, StreamError
-from twistedkv.protocols.grpcframes import PREFIX, PREFIX_BYTES, MessageReader, frame_message
+from twistedkv.protocols.grpcframes import PREFIX_BYTES, WHOLE, MessageReader, frame_message
 from twistedkv.protocols.grpcheads import Request, parse_request, trailers, trailers_only
 from twistedkv.protocols.headers import Fields
 from twistedkv.protocols.http2 import ServerConnection
@@ -28,9 +27,8 @@ from twistedkv.protocols.streams import Stream
 _REQUESTS: Final = 256  # parsed requests remembered per connection, and
 _REQUEST_BYTES: Final = 2048  # the most that the headers of one may add up to
 
-_WHOLE: Final = Struct(">IBIBI")  # the head of a DATA frame and of the message that it begins with
-_WHOLE_PACK: Final = _WHOLE.pack
-_WHOLE_UNPACK: Final = _WHOLE.unpack_from
+_WHOLE_PACK: Final = WHOLE.pack
+_WHOLE_UNPACK: Final = WHOLE.unpack_from
 _HEAD_UNPACK: Final = HEAD.unpack_from
 _WORD_PACK: Final = WORD.pack
 
@@ -124,7 +122,7 @@ class GrpcCall(Call, Stream):
         connection = self.connection
         if not self._headed:
             self._send_head()
-        connection.flow.send_data(self, PREFIX.pack(0, len(message)) + message)
+        connection.flow.send_data(self, frame_message(message))
         if not connection.quiet:
             connection.signal()
 
@@ -356,10 +354,10 @@ class GrpcServerConnection(ServerConnection[Request]):
         while end - at > frames.HEAD_BYTES:
             word, flags, stream_id = _HEAD_UNPACK(data, at)
             body = at + frames.HEAD_BYTES + (word >> 8)
-            if word & 0xFF != frames.HEADERS or flags != END_HEADERS or body + _WHOLE.size > end:
+            if word & 0xFF != frames.HEADERS or flags != END_HEADERS or body + WHOLE.size > end:
                 break
             data_word, data_flags, data_id, packed, size = _WHOLE_UNPACK(data, body)
-            stop = body + _WHOLE.size + size
+            stop = body + WHOLE.size + size
             if (
                 data_word != (size + PREFIX_BYTES) << 8  # a DATA frame, of this message alone
                 or data_flags != END_STREAM

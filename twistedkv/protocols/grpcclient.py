@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from struct import Struct
 from typing import Final, NamedTuple
 
 from twistedkv.errors import Code, RPCError
@@ -17,6 +16,7 @@ from twistedkv.protocols import frames
 from twistedkv.protocols.frames import END_HEADERS, END_STREAM, HEAD, MAX_STREAM_ID, ErrorCode, StreamError
 from twistedkv.protocols.grpcframes import (
     PREFIX_BYTES,
+    WHOLE,
     MessageReader,
     decode_status_text,
     format_timeout,
@@ -36,9 +36,8 @@ _BLOCKS: Final = 256  # request header blocks remembered per connection
 _MAX_MESSAGE_BYTES: Final = 2**31 - 1  # what an etcd client accepts
 _NO_TRAILERS: Final = "server closed the stream without sending trailers"
 
-_WHOLE: Final = Struct(">IBIBI")  # the head of a DATA frame and of the message that it begins with
-_WHOLE_PACK: Final = _WHOLE.pack
-_WHOLE_UNPACK: Final = _WHOLE.unpack_from
+_WHOLE_PACK: Final = WHOLE.pack
+_WHOLE_UNPACK: Final = WHOLE.unpack_from
 _HEAD_UNPACK: Final = HEAD.unpack_from
 _HEAD_PACK: Final = HEAD.pack
 
@@ -372,10 +371,10 @@ class GrpcClientConnection(ClientConnection[Answer]):
         while end - at > frames.HEAD_BYTES:
             word, flags, stream_id = _HEAD_UNPACK(data, at)
             body = at + frames.HEAD_BYTES + (word >> 8)
-            if word & 0xFF != frames.HEADERS or flags != END_HEADERS or body + _WHOLE.size > end:
+            if word & 0xFF != frames.HEADERS or flags != END_HEADERS or body + WHOLE.size > end:
                 break
             data_word, data_flags, data_id, packed, size = _WHOLE_UNPACK(data, body)
-            tail = body + _WHOLE.size + size
+            tail = body + WHOLE.size + size
             if (
                 data_word != (size + PREFIX_BYTES) << 8  # a DATA frame, of this message alone
                 or data_flags

@@ -17,6 +17,7 @@ DEFAULT_MAX_MESSAGE_BYTES: Final = 2097152  # etcd: max-request-bytes (1.5 MiB) 
 
 PREFIX: Final = Struct(">BI")  # compressed flag, length
 PREFIX_BYTES: Final = PREFIX.size
+WHOLE: Final = Struct(">IBIBI")  # the head of a DATA frame and of the one message that fills it
 
 _UNITS_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _MAX_TIMEOUT_DIGITS: Final = 8

@@ -66,14 +66,9 @@ def from_json(data: bytes, message_type: type[M]) -> M:
     """
     # orjson has undone escapes where jsonpb looks at them, as in "\u0035" for a number, and turned -0 into 0.
     if b"\\" not in data and b"-0" not in data:
-        try:
-            members = orjson.loads(data)
-            if type(members) is dict:
-                message = message_type()
-                _codec(message_type).fill(message, members, 0)
-                return message
-        except (ValueError, TypeError, RecursionError):
-            pass  # the exact reader decides, and finds the words
+        plain = _from_plain_json(data, message_type)
+        if plain is not None:
+            return plain
     for message in stream_from_json(data, message_type):
         return message
     return message_type()
@@ -97,6 +92,17 @@ def stream_from_json(data: bytes, message_type: type[M]) -> Iterator[M]:
 def json_string(text: str) -> str:
     """``text`` as a JSON string, escaped as Go does it."""
     return f'"{_escape(text)}"'
+
+
+def _from_plain_json(data: bytes, message_type: type[M]) -> M | None:
+    """The same by the fast reader; None where the exact one must decide and find the words."""
+    try:
+        members = orjson.loads(data)
+        message = message_type()
+        _codec(message_type).fill(message, members, 0)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return message
 
 
 class _NotPlainError(ValueError):

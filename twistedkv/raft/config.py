@@ -21,7 +21,9 @@ class Config:
     max_committed_bytes_per_ready: int = NO_LIMIT
     pre_vote: bool = True  # Raft thesis §9.6
     check_quorum: bool = True  # Raft thesis §6.2: a leader that hears from no quorum steps down
-    step_down_on_removal: bool = True  # a leader that is no voter any more lets another one be elected at once
+    # Whether a leader that has applied its own removal leads on until it is stopped. If it steps down at once, others
+    # may not know yet that they need its vote no more: of two voters the remaining one would wait for it for ever.
+    step_down_on_removal: bool = False
     validate_conf_changes: bool = True  # refuse a change while another one is not applied
 
     def __post_init__(self) -> None:

@@ -62,7 +62,7 @@ class RaftNode:
         log: the durable log; from now on the node's.
         hard_state: the durable term, vote and commit index.
         conf_state: the configuration as of ``applied``.
-        applied: index up to which the driver has applied the log.
+        applied: index up to which the driver has applied the log; at least that of its last compaction.
         take_snapshot: gives the newest snapshot for a member that needs one; ``None`` if there is none at the moment.
 
     Raises:
@@ -98,7 +98,8 @@ class RaftNode:
         self._read_states: list[ReadState] = []
         self._taken: Ready | None = None  # waits for advance()
         self._parked: Message | None = None  # waits for it too
-        log.commit_to(hard_state.commit)
+        # A commit index alone is not synced, so what was applied can be ahead of it; it was committed all the same.
+        log.commit_to(max(hard_state.commit, applied))
         log.applied_to(applied)
         self._hard_state = HardState(self.term, self._vote, log.committed)  # as the driver knows it
         self._soft_state = SoftState(self.leader, self.role)

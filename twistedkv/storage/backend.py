@@ -3,8 +3,9 @@
 A :class:`Backend` is driven by one thread, the storage worker, and every method of it blocks. It knows rows and
 records; what they mean is decided above it. ``twistedkv.storage.contract`` examines any implementation.
 
-Revisions cross this seam *packed*: ``main << 24 | sub``, one 63-bit integer whose order is the order of (main, sub).
-That bounds sub to 16,777,215 changes in one transaction and main to 2**39 - 1.
+Revisions cross this seam *packed*: ``main << 22 | sub``, one 63-bit integer whose order is the order of (main, sub).
+That bounds a transaction to 4,194,304 changes, and main to 2**41 - 1: two years of 30,000 writes a second without a
+pause.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-SUB_BITS = 24
+SUB_BITS = 22
 SUB_MASK = (1 << SUB_BITS) - 1
 MAX_MAIN = (1 << (63 - SUB_BITS)) - 1
 
@@ -38,7 +39,7 @@ class RevisionRow(NamedTuple):
     version: int  # 0 in a tombstone
     lease: int  # signed 64 bits; 0 is none
     value: bytes  # b"" in a tombstone
-    tombstone: bool
+    tombstone: bool  # or the 0 or 1 that a database has for it: a million rows are read when a member starts
 
 
 class Bucket(Enum):

@@ -125,7 +125,7 @@ class KeyIndex:
                 if type(entry) is Evicted:
                     yield entry.revision
 
-    def evict(self, most: int = 10_000) -> int:
+    def evict(self, most: int = 1_000) -> int:
         """Evict values until the limit holds, in key order from where the last call stopped.
 
         Looks at no more than ``most`` keys, so that one call never takes long; the caller calls again.

@@ -314,11 +314,7 @@ class Statements:
 
 def _rows_of(result: CursorResult[*tuple[object, ...]]) -> list[RevisionRow]:
     """The rows of a SELECT of all columns, from the driver's own tuples: Core's row objects cost as much again."""
-    cursor = result.cursor
-    return [
-        RevisionRow(revision, key, create_revision, version, lease, value, bool(tombstone))
-        for revision, key, create_revision, version, lease, value, tombstone in cursor.fetchall()
-    ]
+    return list(map(RevisionRow._make, result.cursor.fetchall()))
 
 
 def parse_url(url: str) -> URL:

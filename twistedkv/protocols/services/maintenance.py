@@ -12,7 +12,7 @@ import google_crc32c
 from twisted.internet.defer import Deferred
 
 from twistedkv.apply import Alarms
-from twistedkv.errors import Code, CompactedError, FutureRevisionError, NoLeaderError, RPCError
+from twistedkv.errors import Code, CompactedError, FutureRevisionError, KVError, NoLeaderError, RPCError
 from twistedkv.pb import rpc_pb2
 from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
 from twistedkv.pb.rpc_pb2 import AlarmRequest, AlarmType, HashKVRequest, HashKVResponse, HashResponse, StatusResponse
@@ -122,10 +122,20 @@ class MaintenanceService:
         revision = request.revision or store.revision  # below zero etcd hashes nothing, and says so by a hash
 
         def answer(value: int) -> None:
+            if store.compacted != compacted:  # applied while the storage thread was at it: ask again
+                if not call.done:
+                    self._hash_kv_or_fail(call)
+                return
             response = HashKVResponse(hash=value, compact_revision=compacted)
             call.reply(self._header() + response.SerializeToString())
 
         self._on_backend(call, answer, hash_kv, revision, compacted)
+
+    def _hash_kv_or_fail(self, call: Call) -> None:
+        try:
+            self.hash_kv(call)
+        except KVError as error:
+            call.fail(error)
 
     def hash(self, call: Call) -> None:
         """Maintenance.Hash: of everything in this member's database; comparable between equal versions only."""
