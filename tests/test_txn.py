@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+import twistedkv.txn as txn_module
 from twistedkv.errors import (
     CompactedError,
     DuplicateKeyError,
@@ -516,3 +517,32 @@ class NeedsTests(SynchronousTestCase):
         read = TxnResponse.FromString(self.executor.txn(request).body).responses
         values = [read[position].response_range.kvs[0].value for position in (0, 2, 3)]
         self.assertEqual(values, [b"a" * 200, b"a" * 200, b"new"])
+
+    def test_compares_of_anything_but_values_need_nothing(self) -> None:
+        """Versions, revisions and leases are known of an evicted pair too; so is how many keys a range has."""
+        for target, given, holds in (
+            (Compare.VERSION, {"version": 1}, True),
+            (Compare.CREATE, {"create_revision": 2}, True),
+            (Compare.MOD, {"mod_revision": 3}, False),
+            (Compare.LEASE, {"lease": 0}, True),
+        ):
+            compare = Compare(key=b"a", target=target, **given)
+            request = txn(get(b"a", b"d", count_only=True), when=(compare,), orelse=())
+            self.assertEqual(self.needed(request), set())
+            self.assertEqual(TxnResponse.FromString(self.executor.txn(request).body).succeeded, holds)
+
+
+class SizeTests(Carrying):
+    """What one transaction can change."""
+
+    def test_deletes_of_too_many_keys_are_refused(self) -> None:
+        """A delete that would not fit one revision is refused before it changes anything, alone or in a transaction."""
+        self.patch(txn_module, "MAX_DELETED", 1)
+        before = self.store.revision, len(self.store.batch.rows)
+        everything = DeleteRangeRequest(key=b"\0", range_end=b"\0")
+        self.assertRaises(TooManyOpsError, self.executor.delete, everything)
+        self.assert_refused(TooManyOpsError, txn(delete(b"a"), nested(delete(b"b"))))
+        self.assertEqual((self.store.revision, len(self.store.batch.rows)), before)
+        self.assertEqual(
+            DeleteRangeResponse.FromString(self.executor.delete(DeleteRangeRequest(key=b"a")).body).deleted, 1
+        )
