@@ -520,13 +520,13 @@ class NeedsTests(SynchronousTestCase):
 
     def test_compares_of_anything_but_values_need_nothing(self) -> None:
         """Versions, revisions and leases are known of an evicted pair too; so is how many keys a range has."""
-        for target, given, holds in (
+        for target, operand, holds in (
             (Compare.VERSION, {"version": 1}, True),
             (Compare.CREATE, {"create_revision": 2}, True),
             (Compare.MOD, {"mod_revision": 3}, False),
             (Compare.LEASE, {"lease": 0}, True),
         ):
-            compare = Compare(key=b"a", target=target, **given)
+            compare = Compare(key=b"a", target=target, **operand)
             request = txn(get(b"a", b"d", count_only=True), when=(compare,), orelse=())
             self.assertEqual(self.needed(request), set())
             self.assertEqual(TxnResponse.FromString(self.executor.txn(request).body).succeeded, holds)

@@ -17,7 +17,17 @@ from twistedkv.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutReque
 from twistedkv.storage.backend import MAX_MAIN, SUB_MASK, Bucket, RevisionRow, pack
 from twistedkv.storage.keyindex import FROM_KEY, KeyIndex
 from twistedkv.storage.memory import MemoryBackend
-from twistedkv.storage.mvcc import META_COMPACTED, META_REVISION, Need, NotLoadedError, Store, fetch, hash_kv, load
+from twistedkv.storage.mvcc import (
+    META_COMPACTED,
+    META_REVISION,
+    Change,
+    Need,
+    NotLoadedError,
+    Store,
+    fetch,
+    hash_kv,
+    load,
+)
 
 BIG = b"v" * 200  # large enough to be evicted
 
@@ -426,3 +436,33 @@ class HashTests(SynchronousTestCase):
         before = hash_kv(world.backend, revision, compacted)
         world.compact_rows()
         self.assertEqual(hash_kv(world.backend, revision, compacted, chunk), before)
+
+
+class ListenerTests(SynchronousTestCase):
+    """What watchers are told."""
+
+    def test_every_revision_is_told_once_and_whole(self) -> None:
+        """A transaction's changes come together, in order, with what was there before; reads and no-ops are not told."""
+        told: list[tuple[int, list[Change]]] = []
+        store = Store(KeyIndex(1 << 20))
+        store.put(b"a", b"1", 0)
+        store.end()
+        before = store.pair(b"a")
+        store.listener = lambda revision, changes: told.append((revision, changes))
+        store.begin()
+        store.put(b"a", b"2", 0)
+        store.put(b"b", b"3", 0)
+        store.delete(b"a")
+        middle = KeyValue(key=b"a", create_revision=2, mod_revision=3, version=2, value=b"2").SerializeToString()
+        added = store.pair(b"b")
+        store.end()
+        store.begin()
+        store.delete(b"nothing")
+        store.end()
+        tombstone = KeyValue(key=b"a", mod_revision=3).SerializeToString()
+        expected = [
+            Change(b"a", middle, before, False),
+            Change(b"b", added or b"", None, False),
+            Change(b"a", tombstone, middle, True),
+        ]
+        self.assertEqual(told, [(3, expected)])

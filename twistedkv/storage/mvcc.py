@@ -63,6 +63,15 @@ class Loan(NamedTuple):
     ranges: dict[tuple[bytes, bytes, int], list[bytes]]
 
 
+class Change(NamedTuple):
+    """One change of one key, as watchers are told of it."""
+
+    key: bytes
+    pair: bytes  # the encoded KeyValue; of a deletion, one with key and mod_revision alone
+    previous: bytes | Evicted | None  # the pair before; None if the key was not live
+    deleted: bool
+
+
 class NotLoadedError(Exception):
     """The store was asked for something that has to be fetched first; ``need`` says what."""
 
@@ -100,8 +109,11 @@ class Store:
         self.compacted = compacted
         self.batch = Batch()
         self.batch_bytes = 0  # about what the rows of the batch take in memory
+        # Told of every revision, right after its last change: the revision and its changes in order of sub.
+        self.listener: Callable[[int, list[Change]], None] | None = None
         self._loan = _NOTHING
         self._sub = 0
+        self._changes: list[Change] = []  # of the open transaction, if there is a listener
 
     # --- reading -----------------------------------------------------------------------------------
 
@@ -245,6 +257,9 @@ class Store:
         if self._sub:
             self.revision += 1
             self._sub = 0
+            if self.listener is not None:
+                changes, self._changes = self._changes, []
+                self.listener(self.revision, changes)
         return self.revision
 
     @property
@@ -273,6 +288,8 @@ class Store:
         self.batch.rows.append(RevisionRow(main << SUB_BITS | sub, key, create_revision, version, lease, value, False))
         self.batch_bytes += len(encoded) + 200
         self._sub = sub + 1
+        if self.listener is not None:
+            self._changes.append(Change(key, encoded, old, False))
         return old_lease
 
     def delete(self, key: bytes, range_end: bytes = b"") -> list[tuple[bytes, int]]:
@@ -291,6 +308,9 @@ class Store:
             self.batch.rows.append(RevisionRow(main << SUB_BITS | sub, each, 0, 0, 0, b"", True))
             self.batch_bytes += len(each) + 200
             self._sub = sub + 1
+            if self.listener is not None:
+                tombstone = KeyValue(key=each, mod_revision=main).SerializeToString()
+                self._changes.append(Change(each, tombstone, entry, True))
         return deleted
 
     def compact(self, revision: int) -> None:
