@@ -4,6 +4,7 @@ port."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address
@@ -174,6 +175,7 @@ class FakeGrpc:
         self.on_output: Callable[[], None] = lambda: None
         self.closing = False
         self.idle = True
+        self.due_s: float | None = inf  # what keep_alive returns
         self.received = b""
         self.log: list[str] = []
         self._output = b""
@@ -214,6 +216,10 @@ class FakeGrpc:
 
     def expire(self, now_s: float) -> None:
         self.log.append(f"expire {now_s:.2f}")
+
+    def keep_alive(self, now_s: float) -> float | None:
+        self.log.append(f"keep_alive {now_s:.2f}")
+        return self.due_s
 
     def go_away(self) -> None:
         self.log.append("go_away")

@@ -14,7 +14,7 @@ from twisted.logger import ILogObserver, LogLevel, formatEvent, globalLogPublish
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import provider
 
-from twistedkv.config import OPTIONS, ClusterState, Config
+from twistedkv.config import OPTIONS, CompactionMode, Config
 from twistedkv.configload import load_config
 from twistedkv.configsources import ConfigError, parse_flags
 from twistedkv.options import MemberOptions, configuration_page
@@ -100,7 +100,7 @@ class RefusalTests(_Case):
             ("initial-cluster", "a=https://127.0.0.1:2380"),  # this member is not in it
             ("initial-cluster", "default=https://127.0.0.1:9"),  # nor are its URLs
             ("initial-cluster", "default=https://127.0.0.1:2380,b=https://127.0.0.1:2380"),
-            ("initial-cluster-state", "old"),
+            ("auto-compaction-mode", "hourly"),
             ("heartbeat-interval", "0"),
             ("election-timeout", "499"),
             ("election-timeout", "50001"),
@@ -219,11 +219,11 @@ class SourceTests(_Case):
         """Booleans, numbers and lists of the file are what they look like."""
         path = self.file(
             'allow-plaintext = true\nlisten-client-urls = ["http://127.0.0.1:1", "http://[::1]:1"]\n'
-            'initial-cluster-state = "existing"\n'
+            'auto-compaction-mode = "revision"\n'
         )
         config = self.load(config=path)
         self.assertEqual(len(config.listen_client_urls), 2)
-        self.assertIs(config.initial_cluster_state, ClusterState.EXISTING)
+        self.assertIs(config.auto_compaction_mode, CompactionMode.REVISION)
 
     def test_source_is_named(self) -> None:
         """A refusal says where the value came from."""

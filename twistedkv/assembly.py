@@ -6,7 +6,8 @@ Wiring only; what each part does is told in its own module.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
@@ -20,11 +21,13 @@ from twistedkv.lease import Lessor
 from twistedkv.members import MemberInfo, Membership, bootstrap_changes, cluster_id, member_id
 from twistedkv.memberview import MemberFacts, show
 from twistedkv.metrics import Metrics
+from twistedkv.optiontypes import Url
 from twistedkv.pb.etcdserver_pb2 import Metadata
-from twistedkv.protocols.endpoints import Endpoints
+from twistedkv.protocols.endpoints import Endpoints, MonitoringEndpoints
 from twistedkv.protocols.gateway import Gateway
 from twistedkv.protocols.grpc import GrpcServerConnection
 from twistedkv.protocols.http1 import HTTPFront
+from twistedkv.protocols.keepalive import Keepalive
 from twistedkv.protocols.limits import Limits
 from twistedkv.protocols.rpc import MethodTable, Peer
 from twistedkv.protocols.server import ClientPort
@@ -43,7 +46,7 @@ from twistedkv.server import META_APPLIED_INDEX, META_APPLIED_TERM, SERVER_VERSI
 from twistedkv.storage.backend import Backend, BackendError, Bucket
 from twistedkv.storage.mvcc import META_COMPACTION_DONE, Store, load
 from twistedkv.storage.registry import open_backend
-from twistedkv.storage.wal import WAL, Recovered
+from twistedkv.storage.wal import WAL, Disk, Recovered, UnsafeDisk
 from twistedkv.storage.worker import StorageWorker
 
 META_MEMBER = b"member_id"  # hex; whose database this is
@@ -95,7 +98,7 @@ class AssembledMember:
         self._backend: Backend | None = None
         self._wal: WAL | None = None
         self._member: Member | None = None
-        self._port: ClientPort | None = None
+        self._ports: list[ClientPort] = []
 
     async def start(self) -> None:
         """See :class:`twistedkv.service.StartableMember`."""
@@ -116,6 +119,8 @@ class AssembledMember:
             gc.freeze()  # what was loaded stays for good
         finally:
             gc.enable()
+        if config.unsafe_no_fsync:
+            _log.warn("--unsafe-no-fsync: a power cut will lose acknowledged writes and may damage the log")
         wal, recovered = await self._wal_worker.run(self._open_wal, loaded)
         self._wal = wal
         me, cluster = _identity(recovered.metadata)
@@ -167,9 +172,9 @@ class AssembledMember:
             if int(loaded.meta.get(META_APPLIED_INDEX, b"0")):
                 raise BackendError(f"{self._config.storage} holds data, but its write-ahead log {directory} is missing")
             self._create_wal(directory)
-        return WAL.open(directory)
+        return WAL.open(directory, disk=UnsafeDisk() if self._config.unsafe_no_fsync else Disk())
 
-    def _create_wal(self, directory: Any) -> None:
+    def _create_wal(self, directory: Path) -> None:
         config = self._config
         token = config.initial_cluster_token
         members = [
@@ -200,27 +205,47 @@ class AssembledMember:
         metrics.count_calls_of(table.by_path.values())
         show(member, metrics)
         limits = Limits(concurrent_streams=min(config.max_concurrent_streams, 2**31 - 1))
+        # Over TLS etcd has Go's HTTP server carry gRPC (embed/serve.go), which minds no pings, so only plaintext is
+        # policed. It sends no pings there either; we do, since every client answers them, and a dead one should go.
+        policed, free = (
+            Keepalive(
+                config.grpc_keepalive_min_time_s,
+                config.grpc_keepalive_interval_s,
+                config.grpc_keepalive_timeout_s,
+                policed,
+            )
+            for policed in (True, False)
+        )
         most_bytes = config.max_request_bytes + (512 << 10)  # etcd embed/etcd.go, grpcOverheadBytes
 
         def grpc(peer: Peer) -> GrpcServerConnection:
-            return GrpcServerConnection(table, peer, limits, most_bytes, _log_failure, metrics)
+            keepalive = free if peer.secure else policed
+            return GrpcServerConnection(table, peer, limits, most_bytes, _log_failure, metrics, keepalive)
 
         # Authentication comes with the Auth service; until then no certificate's name means anything.
         gateway = Gateway(table, self._reactor, most_bytes, _log_failure, lambda: False, metrics)
-        endpoints = Endpoints(MemberFacts(member), metrics.exposition, metrics)
-        front = HTTPFront(self._reactor, gateway, endpoints)
-        self._port = ClientPort(self._reactor, grpc, front.http1_protocol, self._turn)
+        facts = MemberFacts(member)
+        front = HTTPFront(self._reactor, gateway, Endpoints(facts, metrics.exposition, metrics))
+        clients = ClientPort(self._reactor, grpc, front.http1_protocol, self._turn)
+        self._open_port(clients, config.listen_client_urls, "clients")
+        if config.listen_metrics_urls:
+            nothing = Gateway(MethodTable(()), self._reactor, 0, _log_failure, lambda: False)
+            front = HTTPFront(self._reactor, nothing, MonitoringEndpoints(facts, metrics.exposition, metrics))
+            monitoring = ClientPort(self._reactor, None, front.http1_protocol, self._turn)
+            self._open_port(monitoring, config.listen_metrics_urls, "metrics")
+
+    def _open_port(self, port: ClientPort, urls: Iterable[Url], what: str) -> None:
+        config = self._config
+        self._ports.append(port)
         tls = TLSConfig(config.cert_file, config.key_file, config.trusted_ca_file, config.client_cert_auth)
-        for url in config.listen_client_urls:
-            context = ServerContext(tls, self._reactor) if url.secure else None
-            self._port.listen(url.host, url.port, context)
-            _log.info("serving clients on {url}", url=str(url))
+        for url in urls:
+            port.listen(url.host, url.port, ServerContext(tls, self._reactor) if url.secure else None)
+            _log.info("serving {what} on {url}", what=what, url=str(url))
 
     async def stop(self) -> None:
         """See :class:`twistedkv.service.StartableMember`."""
-        if self._port is not None:
-            port, self._port = self._port, None
-            await port.stop()
+        while self._ports:
+            await self._ports.pop(0).stop()
         if self._member is not None:
             member, self._member = self._member, None
             await member.stop()

@@ -30,16 +30,8 @@ class CompactionMode(Enum):
     REVISION = "revision"
 
 
-class ClusterState(Enum):
-    """Whether a member without data founds its cluster or joins one."""
-
-    NEW = "new"
-    EXISTING = "existing"
-
-
 _COMPACTION_MODE = types.choice({mode.value: mode for mode in CompactionMode})
-_CLUSTER_STATE = types.choice({state.value: state for state in ClusterState})
-_METRICS = types.choice({"basic": "basic", "extensive": "extensive"})
+_LATER = "Counts from the second member on, which a later release brings."
 _MILLISECONDS = types.whole("MS", "milliseconds", 1, MAX_ELECTION_TIMEOUT_MS)
 _LOG_LEVEL = types.choice(
     {
@@ -87,7 +79,7 @@ class Config:
             "listen-peer-urls",
             types.LISTEN_URLS,
             "https://127.0.0.1:2380",
-            "Where to listen for other members.",
+            f"Where to listen for other members. {_LATER}",
         ),
     ]
     heartbeat_interval_ms: Annotated[
@@ -149,18 +141,8 @@ class Config:
             "initial-cluster",
             types.CLUSTER,
             "",
-            "Members that found the cluster together, or are in it when this one joins.",
+            "Members that found the cluster together.",
             "<name>=<initial-advertise-peer-urls>",
-        ),
-    ]
-    initial_cluster_state: Annotated[
-        ClusterState,
-        Option(
-            "Clustering",
-            "initial-cluster-state",
-            _CLUSTER_STATE,
-            "new",
-            "Found a new cluster or join an existing one; of no effect once there is data.",
         ),
     ]
     initial_cluster_token: Annotated[
@@ -301,10 +283,12 @@ class Config:
         ),
     ]
     peer_cert_file: Annotated[
-        str, Option("Certificates", "peer-cert-file", types.PATH, "", "Certificate for the peer URLs, in PEM.")
+        str,
+        Option("Certificates", "peer-cert-file", types.PATH, "", f"Certificate for the peer URLs, in PEM. {_LATER}"),
     ]
     peer_key_file: Annotated[
-        str, Option("Certificates", "peer-key-file", types.PATH, "", "Private key of --peer-cert-file, in PEM.")
+        str,
+        Option("Certificates", "peer-key-file", types.PATH, "", f"Private key of --peer-cert-file, in PEM. {_LATER}"),
     ]
     peer_trusted_ca_file: Annotated[
         str,
@@ -313,7 +297,7 @@ class Config:
             "peer-trusted-ca-file",
             types.PATH,
             "",
-            "Authorities of peer certificates, in PEM; once set, no peer gets in without such a certificate.",
+            "Authorities of peer certificates, in PEM; once set, no peer gets in without such a certificate. " + _LATER,
         ),
     ]
     peer_client_cert_auth: Annotated[
@@ -323,24 +307,21 @@ class Config:
             "peer-client-cert-auth",
             types.BOOL,
             "false",
-            "Let no peer in without a certificate from --peer-trusted-ca-file.",
+            f"Let no peer in without a certificate from --peer-trusted-ca-file. {_LATER}",
         ),
     ]
     # a LogLevel, whose constants have no static type
     log_level: Annotated[Any, Option("Monitoring", "log-level", _LOG_LEVEL, "info", "Least level of what is logged.")]
-    metrics: Annotated[
-        str,
-        Option(
-            "Monitoring",
-            "metrics",
-            _METRICS,
-            "basic",
-            "How much /metrics tells; extensive adds a histogram of the time that requests take.",
-        ),
-    ]
     listen_metrics_urls: Annotated[
         tuple[Url, ...],
-        Option("Monitoring", "listen-metrics-urls", types.LISTEN_URLS, "", "Where else to serve /metrics and /health."),
+        Option(
+            "Monitoring",
+            "listen-metrics-urls",
+            types.LISTEN_URLS,
+            "",
+            "Where else to serve /metrics, /health, /livez and /readyz, and only these, over HTTP/1.1; https:// has "
+            "the certificates of the client URLs, http:// needs --allow-plaintext here too.",
+        ),
     ]
     unsafe_no_fsync: Annotated[
         bool,
@@ -349,7 +330,7 @@ class Config:
             "unsafe-no-fsync",
             types.BOOL,
             "false",
-            "Do not wait for the disk: a power cut loses acknowledged writes.",
+            "Do not wait for the disk: a power cut loses acknowledged writes and may damage the log.",
         ),
     ]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twistedkv import optiontypes as types
-from twistedkv.config import OPTION_OF_FIELD, OPTIONS, ClusterState, CompactionMode, Config
+from twistedkv.config import OPTION_OF_FIELD, OPTIONS, CompactionMode, Config
 from twistedkv.configsources import ConfigError, Setting, gather, one_line
 from twistedkv.optiontypes import InitialCluster, Url
 
@@ -98,7 +98,7 @@ def _check_cluster(config: Config, source_of: SourceOf) -> None:
     ours = cluster.get(config.name)
     if ours is None:
         raise _bad_value(source_of("initial-cluster"), str(cluster), f"this member's name, {config.name}, among them")
-    if config.initial_cluster_state is ClusterState.NEW and set(ours) != set(config.initial_advertise_peer_urls):
+    if set(ours) != set(config.initial_advertise_peer_urls):
         expected = f"for {config.name} the URLs of --initial-advertise-peer-urls, " + ",".join(
             map(str, config.initial_advertise_peer_urls)
         )

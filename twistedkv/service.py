@@ -126,7 +126,7 @@ class MemberService(Service):
         member = self._build(config, self._reactor, self._halt)
         await member.start()
         self._member = member
-        if self._config.makes_client_certificates:
+        if self._config.makes_client_certificates and any(url.secure for url in config.listen_client_urls):
             _log.info("this member made its own certificates; talk to it by\n{lines}", lines=client_lines(config))
         if any(not url.secure for url in config.listen_client_urls):
             _log.warn("serving client traffic insecurely; this is strongly discouraged!")  # etcd's words
@@ -186,7 +186,7 @@ def with_own_certificates(config: Config) -> Config:
     """
     if not config.makes_client_certificates and not config.makes_peer_certificates:
         return config
-    urls = config.listen_client_urls + config.listen_peer_urls
+    urls = config.listen_client_urls + config.listen_peer_urls + config.listen_metrics_urls
     urls += config.advertise_client_urls + config.initial_advertise_peer_urls
     files = ensure_certificates(config.own_certificates_directory.absolute(), sorted({url.host for url in urls}))
     # A trusted authority alone keeps out clients without a certificate. client-cert-auth would do more: it would make

@@ -14,6 +14,7 @@ import h2.settings
 from twistedkv.errors import KeyNotFoundError
 from twistedkv.pb import rpc_pb2
 from twistedkv.protocols.grpc import GrpcServerConnection, RPCObserver
+from twistedkv.protocols.keepalive import DEFAULT_KEEPALIVE, Keepalive
 from twistedkv.protocols.limits import Limits
 from twistedkv.protocols.rpc import Access, Call, Kind, Method, MethodTable, Peer
 
@@ -158,10 +159,17 @@ class H2Client:
         observer: RPCObserver | None = None,
         cut: Callable[[bytes], Iterable[bytes]] = lambda data: (data,),
         settings: dict[int, int] | None = None,
+        keepalive: Keepalive = DEFAULT_KEEPALIVE,
     ) -> None:
         self.service = ToyService()
         self.server = GrpcServerConnection(
-            self.service.table(), PEER, limits or Limits(), max_message_bytes, self.service.log_failure, observer
+            self.service.table(),
+            PEER,
+            limits or Limits(),
+            max_message_bytes,
+            self.service.log_failure,
+            observer,
+            keepalive,
         )
         self.announced = 0
         self.server.on_output = self._announce

@@ -434,6 +434,46 @@ class EndTests(SynchronousTestCase):
         self.assertEqual(answer.trailers["grpc-status"], "4")
         self.assertEqual(answer.reset, ErrorCode.NO_ERROR)
 
+    def test_deadline_of_a_stream_that_is_not_read(self) -> None:
+        """A stream whose messages wait for the client at its deadline is reset with CANCEL, and they are dropped."""
+        counts = Counts()
+        client = H2Client(observer=counts)
+        client.auto_ack = False
+        stream_id = client.open(WATCH, grpc_timeout="1S")
+        client.pump()
+        (call,) = client.service.calls
+        call.send(bytes(100_000))
+        client.pump()
+        client.server.expire(client.now_s + 0.9)
+        self.assertFalse(call.done)
+        client.server.expire(client.now_s + 1.0)
+        client.pump()
+        self.assertEqual(client.answers[stream_id].reset, ErrorCode.CANCEL)
+        self.assertEqual(client.service.cancelled, [call])
+        self.assertEqual(counts.calls, [(WATCH, None), (WATCH, 4)])
+        self.assertTrue(client.server.idle)
+        self.assertEqual(client.server.flow.unsent_bytes, 0)
+        call.send(b"too late")
+        client.h2.increment_flow_control_window(1_000_000)
+        self.assertEqual(client.request(PUT, put_bytes()).status, (0, ""))
+
+    def test_deadline_of_an_answer_that_is_not_read(self) -> None:
+        """A whole answer that still waits for the client at the call's deadline is dropped; its handler had ended."""
+        counts = Counts()
+        client = H2Client(observer=counts)
+        client.auto_ack = False
+        stream_id = client.send(LATER, b"", grpc_timeout="1S")
+        client.pump()
+        client.service.calls[0].reply(bytes(100_000))
+        client.pump()
+        client.server.expire(client.now_s + 1.0)
+        client.pump()
+        self.assertEqual(client.answers[stream_id].reset, ErrorCode.CANCEL)
+        self.assertEqual(client.service.cancelled, [])
+        self.assertEqual(counts.calls, [(LATER, None), (LATER, 0)])
+        self.assertTrue(client.server.idle)
+        self.assertEqual(client.server.flow.unsent_bytes, 0)
+
     def test_go_away_lets_calls_finish(self) -> None:
         """A graceful end refuses nothing that was under way, finishes what is open, and closes then."""
         client = H2Client()

@@ -14,6 +14,7 @@ from tests.protocols.grpcpeers import (
 )
 from twistedkv.protocols import frames
 from twistedkv.protocols.frames import ErrorCode
+from twistedkv.protocols.keepalive import Keepalive
 from twistedkv.protocols.limits import Limits
 
 
@@ -49,7 +50,7 @@ class LimitTests(SynchronousTestCase):
             frames.frame(frames.DATA, 0, 1),
         ]
         for flood in floods:
-            client = H2Client(Limits(control_frames_per_s=20))
+            client = H2Client(Limits(control_frames_per_s=20), keepalive=Keepalive(policed=False))
             client.open(WATCH)
             client.pump()
             for _ in range(3):
@@ -116,7 +117,7 @@ class LimitTests(SynchronousTestCase):
 
     def test_unread_acks(self) -> None:
         """A client that does not read, and makes the server talk by frames outside of flow control."""
-        client = H2Client(Limits(unsent_bytes=1000))
+        client = H2Client(Limits(unsent_bytes=1000), keepalive=Keepalive(policed=False))
         client.server.pause_output()
         for _ in range(100):
             client.server.receive(frames.ping(bytes(8)), client.now_s)

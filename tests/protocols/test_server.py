@@ -3,6 +3,8 @@ stop."""
 
 from __future__ import annotations
 
+from math import inf
+
 from twisted.internet.interfaces import IProtocol
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
@@ -13,6 +15,7 @@ from twistedkv.certs import ensure_certificates
 from twistedkv.protocols.rpc import Peer
 from twistedkv.protocols.server import (
     HTTP1_METHODS,
+    KEEPALIVE_TICK_S,
     PREFACE,
     SILENCE_TIMEOUT_S,
     STOP_TIMEOUT_S,
@@ -334,6 +337,83 @@ class GrpcTests(PortCase):
         wire.pump()
         self.assertEqual(grpc.log.count("lost"), 1)
         self.assertEqual(self.port.grpc_connections, {})
+
+
+class KeepaliveTests(PortCase):
+    """The timer that all connections share; when one is due is its codec's affair."""
+
+    def open(self, due_s: float | None) -> tuple[Recorder, FakeGrpc]:
+        client, port_factory = Recorder(), self.port.grpc_factory
+
+        def make(peer: Peer) -> FakeGrpc:
+            grpc = self.make_grpc(peer)
+            grpc.due_s = due_s
+            return grpc
+
+        self.port.grpc_factory = make
+        wire = self.connect(client)
+        self.say(wire, PREFACE)
+        self.port.grpc_factory = port_factory
+        self.addCleanup(wire.pump)
+        self.wires.append(wire)
+        return client, self.grpc[-1]
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.wires: list[Wire] = []
+
+    def asked(self, grpc: FakeGrpc) -> list[str]:
+        return [line for line in grpc.log if line.startswith("keep_alive")]
+
+    def test_one_timer_serves_all(self) -> None:
+        """However many connections there are, there is one timer; all are asked when the first one is due."""
+        opened = [self.open(due_s)[1] for due_s in (100.0, 200.0, 300.0)]
+        self.assertEqual([call.getTime() for call in self.reactor.getDelayedCalls()], [100.0])
+        opened[0].due_s = 250.0
+        self.reactor.advance(100)
+        self.assertEqual([self.asked(grpc)[1:] for grpc in opened], [["keep_alive 100.00"]] * 3)
+        self.assertEqual([call.getTime() for call in self.reactor.getDelayedCalls()], [200.0])
+
+    def test_timer_is_coarse(self) -> None:
+        """Connections that are due at almost the same time are asked together."""
+        self.open(0.001)
+        self.assertEqual([call.getTime() for call in self.reactor.getDelayedCalls()], [KEEPALIVE_TICK_S])
+
+    def test_without_keepalive_there_is_no_timer(self) -> None:
+        """Connections that are never due cost nothing."""
+        self.open(inf)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_timer_ends_with_the_connections(self) -> None:
+        """Once the last connection is gone the timer runs out and is not set again."""
+        self.open(10.0)
+        self.wires[0].client.abortConnection()
+        self.wires[0].pump()
+        self.reactor.advance(10)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_dead_client_is_cut_off(self) -> None:
+        """A client that the codec gives up is cut off at once, whatever still waits for it; others stay."""
+        dead, grpc = self.open(10.0)
+        living, other = self.open(10.0)
+        self.wires[0].server.room = 0
+        with self.turn:
+            grpc.answer(b"never read")
+        grpc.due_s, other.due_s = None, 20.0
+        self.reactor.advance(10)
+        for wire in self.wires:
+            wire.pump()
+        self.assertEqual((len(dead.lost), living.lost), (1, []))
+        self.assertEqual(grpc.log[-1], "lost")
+        self.assertEqual(list(self.port.grpc_connections), [self.wires[1].server.protocol._inner])
+
+    def test_stop_leaves_no_timer(self) -> None:
+        """The timer ends with the port."""
+        self.open(10.0)
+        stopped = self.port.stop()
+        self.wires[0].pump()
+        self.successResultOf(stopped)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
 
 
 class StopTests(PortCase):

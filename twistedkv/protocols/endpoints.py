@@ -167,6 +167,17 @@ class Endpoints:
             raise _CheckFailed("not a voter: the member is a learner")
 
 
+class MonitoringEndpoints(Endpoints):
+    """What ``--listen-metrics-urls`` serves: all but the version.
+
+    Source: etcd 3.5 ``server/embed/etcd.go``, serveMetrics.
+    """
+
+    def answer(self, method: str, path: str, query: Query) -> Deferred[Answer]:
+        """The answer to one request; it does not fail."""
+        return succeed(PAGE_NOT_FOUND) if path == "/version" else super().answer(method, path, query)
+
+
 def _get(method: str, answer: Coroutine[Deferred[Any], Any, Answer]) -> Deferred[Answer]:
     """Run ``answer`` for a GET; nothing else is allowed."""
     if method == "GET":

@@ -53,6 +53,8 @@ class Outflow:
     """
 
     __slots__ = (
+        "_credited_bytes",
+        "_header_blocks",
         "_send_buffer_bytes",
         "initial_window",
         "max_frame_bytes",
@@ -69,6 +71,8 @@ class Outflow:
         self._send_buffer_bytes = send_buffer_bytes
         self.out: list[bytes] = []  # frames for the transport, in order
         self.window = frames.DEFAULT_WINDOW_BYTES  # the connection's send window
+        self._credited_bytes = frames.DEFAULT_WINDOW_BYTES  # all that ever was in ``window``
+        self._header_blocks = 0  # sent by send_headers
         self.initial_window = frames.DEFAULT_WINDOW_BYTES  # of the peer's SETTINGS
         self.max_frame_bytes = frames.DEFAULT_FRAME_BYTES  # of the peer's SETTINGS
         self.paused = False  # the transport is full: no DATA frame is made
@@ -80,6 +84,14 @@ class Outflow:
         self.quick_bytes = 0
         self.reckon()
 
+    @property
+    def progress(self) -> int:
+        """A number that grows with every answer: with any DATA that went out, and with any header block without it.
+
+        It is worked out from the window, so that those who send have nothing to count.
+        """
+        return self._credited_bytes - self.window + self._header_blocks
+
     def reckon(self) -> None:
         """Set ``quick_bytes`` anew, after any of what it depends on changed."""
         free = not (self.paused or self.turns or self.prefix)
@@ -90,6 +102,7 @@ class Outflow:
         if self.prefix:
             block, self.prefix = self.prefix + block, b""
             self.reckon()
+        self._header_blocks += 1
         self.out.append(frames.headers_frames(stream_id, block, flags, self.max_frame_bytes))
 
     def send_data(self, stream: Stream, data: bytes) -> None:
@@ -182,6 +195,7 @@ class Outflow:
     def credit_connection(self, increment: int) -> None:
         """The peer's WINDOW_UPDATE for the connection. RFC 9113 §6.9.1."""
         self.window += increment
+        self._credited_bytes += increment
         if self.window > frames.MAX_WINDOW_BYTES:
             raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "connection window above 2^31-1")
 

@@ -19,6 +19,7 @@ from twistedkv.protocols.grpcframes import PREFIX_BYTES, WHOLE, MessageReader, f
 from twistedkv.protocols.grpcheads import Request, parse_request, trailers, trailers_only
 from twistedkv.protocols.headers import Fields
 from twistedkv.protocols.http2 import ServerConnection
+from twistedkv.protocols.keepalive import DEFAULT_KEEPALIVE, Keepalive
 from twistedkv.protocols.limits import Limits, calm_down
 from twistedkv.protocols.rpc import Call, MethodTable, Peer
 from twistedkv.protocols.status import DEADLINE_EXCEEDED_TEXT, LogFailure, status_of
@@ -165,14 +166,7 @@ class GrpcCall(Call, Stream):
         self.data_received(b"")
 
     def closed(self, code: int) -> None:
-        if not self.done:
-            self.done = True
-            self._release()
-            observer = self.connection.observer
-            if observer is not None:
-                observer.handled(self.head.path, int(Code.CANCELLED))
-            if self.on_cancel is not None:
-                self._run(self.on_cancel)
+        self._abandon(Code.CANCELLED)
 
     def room(self) -> None:
         if self.on_writable is not None and not self.done:
@@ -184,6 +178,18 @@ class GrpcCall(Call, Stream):
             self._finish(code, text)
             if self.on_cancel is not None:
                 self._run(self.on_cancel)
+
+    def time_out(self) -> None:
+        """The deadline has come: end the call now, whatever of its answer still waits for the client.
+
+        Where some does, its last message may be out in part, and trailers would make that a broken answer. grpc-go and
+        grpc-core take a reset with CANCEL after the deadline for DEADLINE_EXCEEDED.
+        """
+        if self.queue:
+            self.connection.reset(self, ErrorCode.CANCEL)
+            self._abandon(Code.DEADLINE_EXCEEDED)
+        else:
+            self.cut(int(Code.DEADLINE_EXCEEDED), DEADLINE_EXCEEDED_TEXT)
 
     def broke(self, error: Exception) -> None:
         """The handler, or a callback of it, raised ``error``."""
@@ -213,6 +219,17 @@ class GrpcCall(Call, Stream):
         connection.end(self, tail)
         if connection.observer is not None:
             connection.observer.handled(self.head.path, code)
+
+    def _abandon(self, code: Code) -> None:
+        """The stream is gone before the call had ended: count it as ``code``, and tell the handler."""
+        if not self.done:
+            self.done = True
+            self._release()
+            observer = self.connection.observer
+            if observer is not None:
+                observer.handled(self.head.path, int(code))
+            if self.on_cancel is not None:
+                self._run(self.on_cancel)
 
     def _release(self) -> None:
         self._reader = None
@@ -289,6 +306,7 @@ class GrpcServerConnection(ServerConnection[Request]):
         max_message_bytes: the longest request message.
         log_failure: told of exceptions of handlers that are no refusals.
         observer: told of calls and bytes.
+        keepalive: how often the client may ping, and when it is pinged.
     """
 
     def __init__(
@@ -299,8 +317,9 @@ class GrpcServerConnection(ServerConnection[Request]):
         max_message_bytes: int,
         log_failure: LogFailure,
         observer: RPCObserver | None = None,
+        keepalive: Keepalive = DEFAULT_KEEPALIVE,
     ) -> None:
-        super().__init__(limits)
+        super().__init__(limits, keepalive)
         self.max_message_bytes = max_message_bytes
         self.log_failure = log_failure
         self.observer = observer
@@ -328,11 +347,11 @@ class GrpcServerConnection(ServerConnection[Request]):
         super().expire(now_s)
         if now_s < self._soonest_s:
             return
-        calls = [stream for stream in self.streams.values() if isinstance(stream, GrpcCall) and not stream.done]
+        calls = [stream for stream in self.streams.values() if isinstance(stream, GrpcCall)]
         self._soonest_s = min((call.deadline_s for call in calls if call.deadline_s > now_s), default=inf)
         for call in calls:
             if call.deadline_s <= now_s:
-                call.cut(int(Code.DEADLINE_EXCEEDED), DEADLINE_EXCEEDED_TEXT)
+                call.time_out()
 
     def hold(self, size: int) -> None:
         """Count ``size`` more, or fewer, bytes of requests that wait.

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Final, TypeVar
 
 from twistedkv.protocols import frames
 from twistedkv.protocols.connection import Connection
 from twistedkv.protocols.frames import MAX_STREAM_ID, ErrorCode, ProtocolError, StreamError
+from twistedkv.protocols.keepalive import DEFAULT_KEEPALIVE, Keepalive, PingPolice
 from twistedkv.protocols.limits import Limits, calm_down
 from twistedkv.protocols.streams import Stream
 
 H = TypeVar("H")  # what a subclass makes of a header block
 
 _DRAIN_PING: Final = b"draining"
+_KEEPALIVE_PING: Final = bytes(8)  # as grpc-go's
 _DRAIN_TIMEOUT_S: Final = 1.0  # a peer that does not answer the ping in that time is told the end anyway
 
 
 class ServerConnection(Connection[H]):
     """The server's end: the peer opens streams, and we answer."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, keepalive: Keepalive = DEFAULT_KEEPALIVE) -> None:
         super().__init__(limits)
+        self._keepalive = keepalive
+        self._police = PingPolice(keepalive.min_time_s) if keepalive.policed else None
+        self._pinged_s = -inf  # when the client was last asked for a sign of life
         self._greeted = False
         self._last_id = 0  # of the streams that the client opened
         self._draining = False  # go_away was called
@@ -66,6 +72,32 @@ class ServerConnection(Connection[H]):
                 self._drain_since_s = now_s
             elif now_s - self._drain_since_s >= _DRAIN_TIMEOUT_S:
                 self._finish_drain()
+
+    def keep_alive(self, now_s: float) -> float | None:
+        """Ping a client that has been silent for the keepalive's interval.
+
+        Returns:
+            When to call this again, ``inf`` for never; or None: the client did not answer, and is to be cut off.
+        """
+        keepalive = self._keepalive
+        if self.closing or not keepalive.pings:
+            return inf
+        heard_s = self._now_s
+        if heard_s < self._pinged_s:
+            due_s = self._pinged_s + keepalive.timeout_s
+            return due_s if now_s < due_s else None
+        due_s = heard_s + keepalive.interval_s
+        if now_s >= due_s:
+            self._pinged_s = now_s
+            self.flow.out.append(frames.ping(_KEEPALIVE_PING))
+            self.signal()
+            due_s = now_s + keepalive.timeout_s
+        return due_s
+
+    def _on_ping(self, flags: int, payload: bytes) -> None:
+        super()._on_ping(flags, payload)
+        if self._police is not None and not flags & frames.ACK:
+            self._police.count(self._now_s, self.flow.progress, self.idle)
 
     def _on_pong(self, payload: bytes) -> None:
         if self._draining and payload == _DRAIN_PING:

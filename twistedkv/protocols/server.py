@@ -8,6 +8,7 @@ connection that does not say within ten seconds what it is, is closed too.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any, Final, Protocol, runtime_checkable
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -42,6 +43,7 @@ OPENINGS: Final[dict[bytes | None, tuple[bytes, ...]]] = {  # what a connection 
 }
 SILENCE_TIMEOUT_S: Final = 10.0  # from the accept, or the end of the handshake, to the first words
 TICK_S: Final = 0.05  # how late a deadline may be noticed
+KEEPALIVE_TICK_S: Final = 1.0  # how late a client's silence may be noticed
 STOP_TIMEOUT_S: Final = 5.0
 BACKLOG: Final = 1024
 
@@ -75,6 +77,13 @@ class GrpcConnection(Protocol):
 
     def expire(self, now_s: float) -> None:
         """End the calls whose deadline has passed; after ``go_away`` also give up on a client that does not answer."""
+
+    def keep_alive(self, now_s: float) -> float | None:
+        """Ask a client that has been silent for long for a sign of life.
+
+        Returns:
+            When to call this again, ``inf`` for never; or None: the client did not answer, and is to be cut off.
+        """
 
     def go_away(self) -> None:
         """Take no new calls; ``closing`` turns true when the last one has ended."""
@@ -140,28 +149,32 @@ class ClientConnection(TwistedProtocol):
     def _open(self, data: bytes) -> None:
         self._opening += data
         opening = self._opening
+        grpc_factory = self._port.grpc_factory
         for start in OPENINGS.get(self.transport.negotiatedProtocol, ()):
+            if start is PREFACE and grpc_factory is None:
+                continue
             if opening.startswith(start):
                 self._stop_waiting()
                 self._opening = b""
-                if start is PREFACE:
-                    self._open_grpc(opening)
+                if start is PREFACE and grpc_factory is not None:
+                    self._open_grpc(opening, grpc_factory(self._peer()))
                 else:
                     self._open_http1(opening)
                 return
             if start.startswith(opening):
                 return  # cut in the middle; the rest may decide
-        _log.info("{peer} speaks neither HTTP/2 nor HTTP/1.1", peer=self.transport.getPeer())
+        _log.info("{peer} speaks nothing that is served here", peer=self.transport.getPeer())
         self._stop_waiting()
         self.transport.loseConnection()
 
-    def _open_grpc(self, opening: bytes) -> None:
-        grpc = self._grpc = self._port.grpc_factory(self._peer())
+    def _open_grpc(self, opening: bytes, grpc: GrpcConnection) -> None:
+        self._grpc = grpc
         grpc.on_output = self._on_output
         self._port.grpc_connections[self] = None
         self.transport.registerProducer(self, True)
         grpc.start()
         self.dataReceived(opening)
+        self._port.watch_keepalive(self.keep_alive(self._seconds()))
         if self._port.stopping:
             self.go_away()
 
@@ -230,6 +243,15 @@ class ClientConnection(TwistedProtocol):
         grpc.expire(now_s)
         return self._port.stopping or not grpc.idle
 
+    def keep_alive(self, now_s: float) -> float:
+        """Ping the client if it was silent for long, or cut it off if it still is; when to look again."""
+        due_s = inf if self._grpc is None else self._grpc.keep_alive(now_s)
+        if due_s is not None:
+            return due_s
+        _log.info("{peer} is silent and does not answer a ping", peer=self.transport.getPeer())
+        self.abort()
+        return inf
+
     def go_away(self) -> None:
         """Close when the calls in progress have ended."""
         if self._grpc is not None:
@@ -245,7 +267,7 @@ class ClientPort:
     """All listeners of one server for clients, and the connections that came through them.
 
     Args:
-        grpc_factory: makes the codec of one gRPC connection.
+        grpc_factory: makes the codec of one gRPC connection; None: only HTTP/1.1 is spoken here.
         http1_factory: makes the protocol of one HTTP/1.1 connection; twisted.web's work.
         turn: shared with whoever answers calls.
         gate: bounds the TLS handshakes under way, over all listeners.
@@ -254,7 +276,7 @@ class ClientPort:
     def __init__(
         self,
         reactor: Any,  # IReactorTCP and IReactorTime
-        grpc_factory: Callable[[Peer], GrpcConnection],
+        grpc_factory: Callable[[Peer], GrpcConnection] | None,
         http1_factory: Callable[[Peer], IProtocol],
         turn: Turn,
         gate: HandshakeGate | None = None,
@@ -272,6 +294,7 @@ class ClientPort:
         self._ticking: IDelayedCall | None = None
         self._stopped: list[Deferred[None]] = []
         self._deadline: IDelayedCall | None = None
+        self._keepalive: IDelayedCall | None = None
 
     def listen(self, host: str, port: int, context: ServerContext | None) -> IListeningPort:
         """Accept connections on one address; TLS if there is a ``context``, plaintext if it is None.
@@ -309,6 +332,24 @@ class ClientPort:
             for connection in list(self.grpc_connections):  # a list, since an expired call may close its connection
                 if connection.expire(now_s):
                     self.watch_deadlines()
+
+    def watch_keepalive(self, due_s: float) -> None:
+        """Look for silent clients at ``due_s``, unless that is to happen before anyway.
+
+        One timer serves all connections: they have one interval, so a new one is never due before the others, and what
+        a client says only puts its time off. Nothing is done when messages come; who is due is worked out when the
+        timer runs out.
+        """
+        if self._keepalive is None and due_s < inf and self.grpc_connections:
+            wait_s = max(due_s - self.reactor.seconds(), KEEPALIVE_TICK_S)
+            self._keepalive = self.reactor.callLater(wait_s, self._keep_alive)
+
+    def _keep_alive(self) -> None:
+        self._keepalive = None
+        now_s = self.reactor.seconds()
+        with self.turn:
+            dues_s = [connection.keep_alive(now_s) for connection in list(self.grpc_connections)]
+        self.watch_keepalive(min(dues_s, default=inf))
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> Deferred[None]:
         """Stop listening, let calls in progress end, then close. Fires when every connection is gone, at the latest
@@ -352,10 +393,10 @@ class ClientPort:
     def _finish(self) -> None:
         if self._open or not self._said_goodbye:
             return
-        for timer in (self._deadline, self._ticking):
+        for timer in (self._deadline, self._ticking, self._keepalive):
             if timer is not None:
                 timer.cancel()
-        self._deadline = self._ticking = None
+        self._deadline = self._ticking = self._keepalive = None
         stopped, self._stopped = self._stopped, []
         for waiting in stopped:
             waiting.callback(None)

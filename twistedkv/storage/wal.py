@@ -51,7 +51,7 @@ from twistedkv.storage.walformat import (
     encode_snapshot,
 )
 
-__all__ = ["WAL", "DiskFullError", "Recovered", "WALDamagedError", "WALError", "WALFailedError"]
+__all__ = ["WAL", "DiskFullError", "Recovered", "UnsafeDisk", "WALDamagedError", "WALError", "WALFailedError"]
 
 SEGMENT_BYTES = 64 * 1024 * 1024  # etcd server/storage/wal/wal.go, SegmentSizeBytes
 
@@ -92,6 +92,17 @@ class Disk:
                 raise
             for offset in range(0, size, len(_ZEROS)):
                 _write_all(self, fd, _ZEROS[: size - offset], offset)
+
+
+def sync_nothing(fd: object) -> None:
+    """Stands in for fsync where nobody minds what a power cut leaves."""
+
+
+class UnsafeDisk(Disk):
+    """Writes and never waits: what was appended survives the process, but not a power cut."""
+
+    sync = staticmethod(sync_nothing)
+    sync_data = staticmethod(sync_nothing)
 
 
 @dataclass(slots=True)
