@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -41,7 +42,7 @@ from twistedkv.raft.log import RaftLog
 from twistedkv.raft.messages import Entry, EntryType, HardState
 from twistedkv.raft.node import RaftNode
 from twistedkv.server import META_APPLIED_INDEX, Member
-from twistedkv.storage.backend import Backend, Bucket
+from twistedkv.storage.backend import Backend, BackendError, Batch, Bucket
 from twistedkv.storage.memory import MemoryBackend
 from twistedkv.storage.mvcc import load
 from twistedkv.storage.wal import WAL, Disk
@@ -68,6 +69,17 @@ class FaultyDisk(Disk):
         if self.broken:
             raise OSError(errno.EIO, "Input/output error")
         Disk.sync_data(fd)
+
+
+class RefusingMemory(MemoryBackend):
+    """A database that takes no writes when told so."""
+
+    refuses = False
+
+    def write(self, batch: Batch) -> None:
+        if self.refuses:
+            raise BackendError("the database is read-only")
+        super().write(batch)
 
 
 class Answer:
@@ -147,7 +159,7 @@ class MemberTests(SynchronousTestCase):
         return member
 
     def stop(self, member: Member) -> None:
-        self.successResultOf(_deferred(member.stop()))
+        self.successResultOf(Deferred.fromCoroutine(member.stop()))
 
     def put(self, member: Member, key: bytes, value: bytes = b"v", **fields: Any) -> Answer:
         answer = Answer()
@@ -290,6 +302,24 @@ class MemberTests(SynchronousTestCase):
         self.assertEqual([row.key for row in self.backend.scan(0, 1 << 62, 100)], [b"a"])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_stop_does_not_wait_for_a_database_that_refuses(self) -> None:
+        """With a database that takes no writes a stop ends in 10 s, and the next start has all of it from the log."""
+        backend = self.backend = RefusingMemory()
+        backend.open()
+        member = self.start()
+        backend.refuses = True
+        answer = self.put(member, b"a")
+        self.clock.advance(0)
+        self.assertEqual(self.revision(answer), 2)
+        stopped = Deferred.fromCoroutine(member.stop())
+        self.clock.pump([1.0] * 9)
+        self.assertNoResult(stopped)
+        self.clock.advance(2)
+        self.successResultOf(stopped)
+        self.flushLoggedErrors()
+        backend.refuses = False
+        self.assertIsNotNone(self.get(self.start(), b"a"))
+
     def test_the_quota_raises_the_alarm(self) -> None:
         """A write beyond the quota is refused and raises NOSPACE; from then on the log refuses puts, not deletes."""
         self.options = {"quota-backend-bytes": "10000"}
@@ -393,9 +423,3 @@ class MemberTests(SynchronousTestCase):
         self.clock.advance(0)
         self.assertEqual(member.membership.listed()[0].client_urls, ("https://127.0.0.1:2379",))
         self.assertEqual(member.applier.cluster_version, "3.5.0")
-
-
-def _deferred(coroutine: Any) -> Any:
-    from twisted.internet.defer import Deferred
-
-    return Deferred.fromCoroutine(coroutine)

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -44,7 +44,7 @@ from twistedkv.pb.rpc_pb2 import NOSPACE, AlarmRequest, CompactionRequest
 from twistedkv.protocols.turn import Turn
 from twistedkv.raft.messages import Entry, EntryType, ProposalDropped, Ready, Role, SnapshotMeta
 from twistedkv.raft.node import RaftNode
-from twistedkv.storage.backend import Backend, Batch, Bucket, Size
+from twistedkv.storage.backend import Backend, BackendError, Batch, Bucket, Size
 from twistedkv.storage.mvcc import Loan, Need, fetch
 from twistedkv.storage.wal import WAL, DiskFullError
 from twistedkv.storage.worker import StorageWorker
@@ -67,6 +67,7 @@ _CATCH_UP_BYTES = 16 << 20
 _LOG_BYTES = 256 << 20  # of log on disk after which it is cut short, however few entries that are
 _INLINE_SYNC_S = 0.002  # a disk slower than this is never waited for on the reactor's thread
 _DISK_RETRY_S = 0.5
+_STOP_FLUSH_S = 10.0  # for a database that takes no writes; all of it is in the log as well
 
 _HEADER_TAG = varint(100 << 3 | 2)  # InternalRaftRequest.header
 
@@ -223,9 +224,11 @@ class Member:
             self._drive_call.cancel()
             self._drive_call = None
         await self._wal_worker.run(lambda: None)  # what the disk is doing now, it finishes
-        if self._write_behind.failing is None:  # else all of it is in the log, and the next start writes it
-            self._record_applied()
-            await self._write_behind.flush()
+        self._record_applied()
+        try:
+            await self._write_behind.flush().addTimeout(_STOP_FLUSH_S, self.reactor)
+        except (BackendError, TimeoutError) as error:
+            _log.warn("the database is behind, the next start reads the rest from the log: {error}", error=error)
         self._write_behind.stop()
         await self._wal_worker.run(self._wal.close)
 
