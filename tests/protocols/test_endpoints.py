@@ -11,7 +11,7 @@ from tests.protocols.httpfakes import View
 from twistedkv.errors import RequestTimeoutError
 from twistedkv.metrics import Metrics
 from twistedkv.protocols.answers import Answer
-from twistedkv.protocols.endpoints import Endpoints
+from twistedkv.protocols.endpoints import Endpoints, MonitoringEndpoints
 
 
 class EndpointCase(SynchronousTestCase):
@@ -156,3 +156,11 @@ class OtherTests(EndpointCase):
         """Also those that only look like known ones."""
         for path in ("/", "/nope", "/health/", "/livez/", "/livez/non_learner", "/readyz/x", "/version/x", "*"):
             self.assert_says(path, 404, "404 page not found\n")
+
+    def test_a_port_for_monitoring_has_no_version(self) -> None:
+        """As etcd's, it has all the others."""
+        self.endpoints = MonitoringEndpoints(self.view, self.metrics.exposition, self.metrics)
+        self.assert_says("/version", 404, "404 page not found\n")
+        self.assertEqual({path: self.get(path).status for path in ("/health", "/livez", "/readyz", "/metrics")}, {
+            "/health": 200, "/livez": 200, "/readyz": 200, "/metrics": 200,
+        })

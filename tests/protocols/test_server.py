@@ -73,6 +73,15 @@ class OpeningTests(PortCase):
         self.assertEqual(self.client.received, b"<settings>" + PREFACE + b"frames")
         self.assertEqual(self.grpc[0].peer, Peer("192.0.2.7", 4711, None, False))
 
+    def test_port_without_grpc(self) -> None:
+        """A port that was given no gRPC serves HTTP/1.1, and closes what begins with HTTP/2's preface."""
+        self.port = ClientPort(self.reactor, None, self.make_http1, self.turn)
+        self.say(self.connect(), b"GET / HTTP/1.1\r\n\r\n")
+        self.assertEqual([each.received for each in self.http1], [b"GET / HTTP/1.1\r\n\r\n"])
+        stranger = Recorder()
+        self.say(self.connect(stranger), PREFACE)
+        self.assertEqual((len(stranger.lost), self.grpc, len(self.http1)), (1, [], 1))
+
     def test_preface_may_be_cut_anywhere(self) -> None:
         """It does not matter how the network cuts the first bytes, for either protocol."""
         for cut in range(1, len(PREFACE) + 2):
