@@ -9,7 +9,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 TRIAL := $(PY) -m twisted.trial
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check test-only test-install crash bench generate docs clean
+.PHONY: help serve test check test-only test-install crash million bench generate docs clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -34,6 +34,9 @@ test-install: .venv/.dev ## Install the package into new environments and start 
 
 crash: .venv/.dev ## Kill a member 20 times under load, and check that nothing acknowledged is lost.
 	TWISTEDKV_CRASH_ROUNDS=20 $(TRIAL) tests.functional.test_crash
+
+million: .venv/.dev ## Load a million keys, and check that a restart takes less than 15 seconds.
+	$(PY) -m tests.functional.million
 
 bench: .venv/.dev ## Measure a member next to etcd on this machine.
 	$(PY) -m tests.bench

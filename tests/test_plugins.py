@@ -17,7 +17,7 @@ from twistedkv.plugins.sqlite import sqlite
 from twistedkv.storage.backend import Backend, Batch
 from twistedkv.storage.contract import EVERYTHING, put
 from twistedkv.storage.memory import MemoryBackend
-from twistedkv.storage.registry import backend_for, open_backend
+from twistedkv.storage.registry import backend_for, open_backend, without_password
 from twistedkv.storage.sql import SQLBackend
 
 
@@ -48,6 +48,14 @@ class OpenBackendTests(SynchronousTestCase):
         complaint = str(self.assertRaises(ValueError, open_backend, url))
         self.assertEqual(len(complaint.splitlines()), 1)
         return complaint
+
+    def test_messages_show_no_password(self) -> None:
+        """What an operator reads of a URL is scheme, host and path."""
+        for url, shown in (
+            ("postgresql+psycopg://me:secret@db:5432/kv?password=secret", "postgresql+psycopg://db:5432/kv"),
+            ("sqlite:////var/lib/a@b/kv.db", "sqlite:////var/lib/a@b/kv.db"),
+        ):
+            self.assertEqual(without_password(url), shown)
 
     def test_memory(self) -> None:
         """``memory:`` is a backend that keeps nothing."""

@@ -7,9 +7,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from cryptography.x509 import IPAddress, SubjectAlternativeName, load_pem_x509_certificate
 from twisted.application.service import Application, IService
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
@@ -177,6 +179,14 @@ class ClientLinesTests(SynchronousTestCase):
         self.assertTrue(curl.endswith(f"--key '{directory}/client.key' https://127.0.0.1:2379/health"))
         for name in ("ca.crt", "client.crt", "client.key"):
             self.assertTrue((directory / name).is_file())
+
+    def test_monitoring_has_a_certificate_too(self) -> None:
+        """The member's own certificate names the addresses on which it serves metrics, and clients need no https."""
+        urls = {"listen-client-urls": "http://127.0.0.1:2379", "listen-metrics-urls": "https://127.0.0.9:2381"}
+        config = load_config({"data-dir": self.mktemp(), "allow-plaintext": "true", **urls}, {})
+        certificate = Path(with_own_certificates(config).cert_file).read_bytes()
+        names = load_pem_x509_certificate(certificate).extensions.get_extension_for_class(SubjectAlternativeName)
+        self.assertIn(ip_address("127.0.0.9"), names.value.get_values_for_type(IPAddress))
 
 
 @implementer(IReactorFromThreads)

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 START_FAILED_STATUS = 2
 HALTED_STATUS = 1  # a member that served, and then had to stop itself
@@ -35,6 +38,19 @@ class Launch:
         self._reader, self._writer = os.pipe()
         self._launcher = os.getpid()
         os.register_at_fork(after_in_parent=self._await_daemon)
+
+    def end_on_sigterm(self, reactor: Any) -> None:
+        """Have SIGTERM end the process with status 0; called once the reactor runs.
+
+        The reactor's own handler stops it as well, but twistd then raises the signal a second time, and whoever
+        supervises the process sees one that was killed.
+        """
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            signal.signal(number, signal.SIG_IGN)  # once is enough
+            reactor.callFromThread(reactor.stop)
+
+        signal.signal(signal.SIGTERM, stop)
 
     def started(self) -> None:
         """The member serves: whoever waits may go on."""

@@ -110,6 +110,7 @@ class MemberService(Service):
     def startService(self) -> None:
         """Begin the start; it never raises, since twistd would answer that with a traceback and status 1."""
         super().startService()
+        self._reactor.callWhenRunning(self._launch.end_on_sigterm, self._reactor)
         if self._sink is not None:
             self._sink.watch(self._reactor)
         self._starting = Deferred.fromCoroutine(self._start())

@@ -176,10 +176,27 @@ class ServerProcess:
             status, self._process = self._process.returncode, None
             raise ServerFailed(f"{self.label} did not start (exit status {status}):\n{self.log_tail()}")
 
-    def stop(self) -> None:
-        """End it in order (SIGTERM) and wait; a server that hangs is killed and reported. Twice is no error."""
+    def run_to_end(self) -> subprocess.CompletedProcess[str]:
+        """Run the command until it ends by itself, as a refused start does; the result has what it said."""
+        return subprocess.run(
+            self._command(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=self._environment(),
+            cwd=ROOT,
+            timeout=START_TIMEOUT_S,
+            check=False,
+        )
+
+    def stop(self) -> int:
+        """End it in order (SIGTERM) and wait; a server that hangs is killed and reported. Twice is no error.
+
+        Returns:
+            The exit status; 0 if it did not run.
+        """
         if self._process is None:
-            return
+            return 0
         process, self._process = self._process, None
         process.send_signal(signal.SIGTERM)
         try:
@@ -188,6 +205,7 @@ class ServerProcess:
             process.kill()
             process.wait()
             raise ServerFailed(f"{self.label} did not stop within {STOP_TIMEOUT_S} s:\n{self.log_tail()}") from None
+        return process.returncode
 
     def kill9(self) -> None:
         """End it without a chance to tidy up (SIGKILL), and wait."""
@@ -262,13 +280,17 @@ class EtcdProcess(ServerProcess):
 
 
 class TwistedkvProcess(ServerProcess):
-    """twistedkv of this checkout, in the foreground under ``twistd``."""
+    """twistedkv of this checkout, in the foreground under ``twistd``.
+
+    ``twistd_options`` are those of ``twistd`` itself.
+    """
 
     label = "twistedkv"
+    twistd_options: tuple[str, ...] = ("-n", "--pidfile=")
 
     def _command(self) -> list[str]:
         # ``python -m twisted`` is ``twist``, another program; ``twistd`` has no ``-m`` form of its own.
-        twistd = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile=")
+        twistd = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()", *self.twistd_options)
         return [*twistd, "twistedkv", *self._shared_options(), "--allow-plaintext"]
 
     def _environment(self) -> dict[str, str]:

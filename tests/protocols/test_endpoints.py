@@ -161,6 +161,12 @@ class OtherTests(EndpointCase):
         """As etcd's, it has all the others."""
         self.endpoints = MonitoringEndpoints(self.view, self.metrics.exposition, self.metrics)
         self.assert_says("/version", 404, "404 page not found\n")
-        self.assertEqual({path: self.get(path).status for path in ("/health", "/livez", "/readyz", "/metrics")}, {
-            "/health": 200, "/livez": 200, "/readyz": 200, "/metrics": 200,
-        })
+        self.assertEqual(
+            {path: self.get(path).status for path in ("/health", "/livez", "/readyz", "/metrics")},
+            {
+                "/health": 200,
+                "/livez": 200,
+                "/readyz": 200,
+                "/metrics": 200,
+            },
+        )

@@ -19,6 +19,7 @@ from twistedkv.storage.wal import (
     Disk,
     DiskFullError,
     Recovered,
+    UnsafeDisk,
     WALDamagedError,
     WALError,
     WALFailedError,
@@ -26,6 +27,7 @@ from twistedkv.storage.wal import (
 )
 
 SMALL = 4096
+_NO_FD = 1 << 30
 
 
 def entries(first: int, count: int, term: int = 1, size: int = 10) -> list[Entry]:
@@ -72,6 +74,25 @@ class FaultyDisk(Disk):
     def allocate(self, fd: int, size: int) -> None:
         self._check("allocate")
         super().allocate(fd, size)
+
+
+class UnsafeDiskTests(SynchronousTestCase):
+    def test_waits_for_nothing(self) -> None:
+        """Neither kind of sync reaches the system, which would refuse a descriptor that is none."""
+        self.assertRaises(OSError, Disk().sync, _NO_FD)
+        self.assertRaises(OSError, Disk().sync_data, _NO_FD)
+        UnsafeDisk().sync(_NO_FD)
+        UnsafeDisk().sync_data(_NO_FD)
+
+    def test_what_was_appended_is_written(self) -> None:
+        """Only the waiting is left out: whoever opens the log next finds all of it."""
+        directory = Path(self.mktemp())
+        wal = WAL.create(directory, b"me", segment_bytes=SMALL, disk=UnsafeDisk())
+        wal.append(HardState(1, 1, 1), entries(1, 3))
+        wal.close()
+        wal, recovered = WAL.open(directory)
+        self.addCleanup(wal.close)
+        self.assertEqual(recovered.entries, entries(1, 3))
 
 
 class WALCase(SynchronousTestCase):

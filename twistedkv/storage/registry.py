@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 
@@ -36,6 +37,11 @@ def backend_for(url: str, found: Iterable[IStoragePlugin], named: Collection[Ent
             raise ValueError(f"bad storage URL {scheme}:…: {error}, for instance {plugin.example}") from error
     others = "".join(f", {entry.name}:…" for entry in named)
     raise ValueError(f"no storage for URLs {scheme}:…; there are {_examples(known)}{others}")
+
+
+def without_password(url: str) -> str:
+    """A storage URL for messages: no user, no password, no parameters."""
+    return re.sub(r"://[^/?]*@", "://", url).partition("?")[0]
 
 
 def _having(scheme: str, known: list[IStoragePlugin], named: Collection[EntryPoint]) -> Iterator[IStoragePlugin]:

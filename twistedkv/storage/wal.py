@@ -206,6 +206,9 @@ class WAL:
         wal = cls(directory, b"", segment_bytes, disk or Disk(), nonce)
         try:
             return wal, wal._recover()
+        except WALDamagedError as error:
+            wal._abandon()
+            raise WALDamagedError(str(directory / error.name), error.offset, error.reason) from None
         except BaseException:
             wal._abandon()
             raise
