@@ -9,7 +9,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 TRIAL := $(PY) -m twisted.trial
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check test-only test-install crash million bench generate docs clean
+.PHONY: help serve test check test-only test-install crash million soak bench generate docs clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -37,6 +37,9 @@ crash: .venv/.dev ## Kill a member 20 times under load, and check that nothing a
 
 million: .venv/.dev ## Load a million keys, and check that a restart takes less than 15 seconds.
 	$(PY) -m tests.functional.million
+
+soak: .venv/.dev ## Have 1,000 watchers follow 50 writers for a minute, and check what each of them saw.
+	TWISTEDKV_SOAK_SECONDS=60 $(TRIAL) tests.functional.test_watch.SoakTests
 
 bench: .venv/.dev ## Measure a member next to etcd on this machine.
 	$(PY) -m tests.bench

@@ -10,8 +10,17 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.requests import Requests
 from twistedkv.apply import CLUSTER_VERSION, Alarms, Applier
-from twistedkv.errors import Code, CompactedError, CorruptError, KVError, LeaseNotFoundError, NoSpaceError, RPCError
-from twistedkv.lease import Lessor
+from twistedkv.errors import (
+    Code,
+    CompactedError,
+    CorruptError,
+    KVError,
+    LeaseNotFoundError,
+    MemberNotFoundError,
+    NoSpaceError,
+    RPCError,
+)
+from twistedkv.lease import Lease, Lessor
 from twistedkv.members import MemberInfo, Membership, bootstrap_changes
 from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
 from twistedkv.pb.raft_pb2 import ConfChange, ConfChangeRemoveNode
@@ -44,7 +53,9 @@ LEASES = (7, 8)
 
 def new_applier(store: Store | None = None) -> Applier:
     """The state of a new cluster, but for the leases that the random requests name."""
-    return Applier(store or Store(KeyIndex(1 << 20)), Lessor(LEASES), Alarms(), Membership())
+    return Applier(
+        store or Store(KeyIndex(1 << 20)), Lessor(1, [Lease(each, 60) for each in LEASES]), Alarms(), Membership()
+    )
 
 
 class World:
@@ -225,7 +236,7 @@ class ApplyTests(SynchronousTestCase):
     def test_refused_change_of_membership(self) -> None:
         """A change that cannot be carried out records nothing."""
         change = ConfChange(type=ConfChangeRemoveNode, node_id=10)
-        self.assertRaises(ValueError, self.applier.apply_conf_change, change)
+        self.assertRaises(MemberNotFoundError, self.applier.apply_conf_change, change)
         self.assertFalse(self.store.batch)
 
     def test_cluster_version(self) -> None:
@@ -238,7 +249,7 @@ class ApplyTests(SynchronousTestCase):
 
     def test_unknown_request(self) -> None:
         """A request of a later version is refused."""
-        error = self.assertRaises(RPCError, self.apply, lease_grant=LeaseGrantRequest(TTL=1))
+        error = self.assertRaises(RPCError, self.apply)
         self.assertEqual(error.code, Code.UNIMPLEMENTED)
 
 

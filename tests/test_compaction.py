@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from twistedkv.compaction import PeriodicCompaction, RevisionCompaction, Sweeper
 from twistedkv.errors import CompactedError, RequestTimeoutError
+from twistedkv.metrics import Metrics
 from twistedkv.storage.backend import MAX_MAIN, BackendError, Bucket, pack
 from twistedkv.storage.keyindex import KeyIndex
 from twistedkv.storage.memory import MemoryBackend
@@ -136,7 +137,7 @@ class SweeperTests(SynchronousTestCase):
             self.store.begin()
             self.store.put(b"key", b"%d" % number, 0)
             self.store.end()
-        self.sweeper = Sweeper(self.store, self.read, self.clock, -1)
+        self.sweeper = Sweeper(self.store, self.read, self.clock, -1, Metrics())
 
     def read(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         if self.trouble is not None:
@@ -155,7 +156,7 @@ class SweeperTests(SynchronousTestCase):
         self.assertNoResult(swept)
         self.clock.pump([0.01] * 6)
         self.successResultOf(swept)
-        self.assertEqual(self.rows(), 2_501)
+        self.assertEqual(self.rows(), 2_502)  # with the one that the compact revision made superfluous
         self.assertEqual(self.sweeper.done, 22_501)
         self.assertEqual(self.store.batch.records[Bucket.META, META_COMPACTION_DONE], b"22501")
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -169,7 +170,7 @@ class SweeperTests(SynchronousTestCase):
         self.clock.pump([0.01] * 20)
         self.successResultOf(first)
         self.successResultOf(second)
-        self.assertEqual(self.rows(), 1)
+        self.assertEqual(self.rows(), 2)
 
     def test_trouble_with_the_database_is_waited_out(self) -> None:
         """A refused batch is tried again a second later."""
@@ -180,7 +181,38 @@ class SweeperTests(SynchronousTestCase):
         self.clock.advance(1.0)
         self.clock.pump([0.01] * 10)
         self.successResultOf(swept)
-        self.assertEqual(self.rows(), 1)
+        self.assertEqual(self.rows(), 2)
+
+    def test_holding_still(self) -> None:
+        """While somebody holds, nothing is deleted; when the last one lets go it goes on where it was."""
+        self.store.compact(22_501)
+        swept = self.sweeper.swept(22_501)
+        self.sweeper.hold()
+        self.sweeper.hold()
+        self.clock.pump([0.01] * 10)
+        self.assertEqual(self.rows(), 20_000)
+        self.sweeper.release()
+        self.clock.pump([0.01] * 10)
+        self.assertEqual(self.rows(), 20_000)
+        self.sweeper.release()
+        self.clock.pump([0.01] * 10)
+        self.successResultOf(swept)
+        self.assertEqual(self.rows(), 2_502)
+
+    def test_a_compaction_while_held(self) -> None:
+        """One that comes meanwhile begins afterwards, unless the member stops before."""
+        self.sweeper.hold()
+        self.store.compact(25_001)
+        self.sweeper.sweep()
+        self.clock.pump([0.01] * 10)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.sweeper.release()
+        self.clock.pump([0.01] * 10)
+        self.assertEqual(self.rows(), 2)
+        self.sweeper.hold()
+        self.sweeper.stop()
+        self.sweeper.release()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_stop_in_a_pause(self) -> None:
         """Stopping leaves no timer; the next start begins where this one ended."""
@@ -188,7 +220,24 @@ class SweeperTests(SynchronousTestCase):
         self.sweeper.sweep()
         self.sweeper.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])
-        again = Sweeper(self.store, self.read, self.clock, self.sweeper.done)
+        again = Sweeper(self.store, self.read, self.clock, self.sweeper.done, Metrics())
         again.sweep()
+        self.clock.pump([0.01] * 10)
+        self.assertEqual(self.rows(), 2)
+
+    def test_the_changes_of_the_compact_revision_stay(self) -> None:
+        """A watch from the compact revision on finds its deletions, which etcd loses (issue 18089)."""
+        self.store.begin()
+        self.store.delete(b"key")
+        deleted_at = self.store.end()
+        self.store.compact(deleted_at)
+        self.sweeper.sweep()
+        self.clock.pump([0.01] * 10)
+        row = self.backend.scan(pack(deleted_at), pack(MAX_MAIN), 10)[0]
+        self.assertEqual((row.key, bool(row.tombstone)), (b"key", True))
+        self.store.begin()
+        self.store.put(b"other", b"", 0)
+        self.store.compact(self.store.end())
+        self.sweeper.sweep()
         self.clock.pump([0.01] * 10)
         self.assertEqual(self.rows(), 1)

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedkv.members import MemberInfo, Membership, bootstrap_changes, cluster_id, member_id
-from twistedkv.pb.raft_pb2 import ConfChange, ConfChangeAddLearnerNode, ConfChangeAddNode, ConfChangeRemoveNode
+from twistedkv.errors import (
+    MemberExistsError,
+    MemberNotFoundError,
+    NotEnoughStartedError,
+    NotLearnerError,
+    PeerURLExistsError,
+    TooManyLearnersError,
+)
+from twistedkv.members import MemberInfo, Membership, bootstrap_changes, cluster_id, member_id, promotion
+from twistedkv.pb.raft_pb2 import (
+    ConfChange,
+    ConfChangeAddLearnerNode,
+    ConfChangeAddNode,
+    ConfChangeRemoveNode,
+    ConfChangeUpdateNode,
+)
 from twistedkv.raft.messages import ConfState
 
 A = MemberInfo(10, ("http://a:2380",), "a", ("http://a:2379",))
@@ -18,6 +34,12 @@ LEARNER = MemberInfo(5, ("http://l:2380",), is_learner=True)
 def change(member: MemberInfo, kind: int = ConfChangeAddNode, **fields: object) -> ConfChange:
     """A change of membership about ``member``."""
     return ConfChange(**{"type": kind, "node_id": member.id, "context": member.to_json(), **fields})  # type: ignore[arg-type]
+
+
+def applied(membership: Membership, each: ConfChange) -> MemberInfo | None:
+    """Carry out a change that fits."""
+    membership.check(each)
+    return membership.apply(each)
 
 
 class IdTests(SynchronousTestCase):
@@ -91,24 +113,67 @@ class MembershipTests(SynchronousTestCase):
         self.assertEqual(membership.listed(), [B, LEARNER, A])
         self.assertEqual(membership.conf_state(), ConfState((2, 10), (5,)))
 
-    def test_members_are_added(self) -> None:
-        """A voter and a learner come in through the log."""
+    def test_members_come_and_go(self) -> None:
+        """Voters and learners come in through the log, move, are promoted and go for good."""
         membership = Membership()
-        self.assertEqual(membership.add(change(A)), A)
-        self.assertEqual(membership.add(change(LEARNER, ConfChangeAddLearnerNode)), LEARNER)
+        self.assertEqual(applied(membership, change(A)), A)
+        self.assertEqual(applied(membership, change(LEARNER, ConfChangeAddLearnerNode)), LEARNER)
         self.assertEqual(membership.conf_state(), ConfState((10,), (5,)))
+        promote = change(LEARNER, context=promotion(5))
+        self.assertEqual(applied(membership, promote), replace(LEARNER, is_learner=False))
+        self.assertEqual(membership.conf_state(), ConfState((5, 10), ()))
+        moved = MemberInfo(10, ("http://elsewhere:2380",))
+        membership.set_attributes(10, "a", ["http://a:2379"])
+        self.assertEqual(
+            applied(membership, change(moved, ConfChangeUpdateNode)),
+            replace(moved, name="a", client_urls=("http://a:2379",)),
+        )
+        self.assertIsNone(applied(membership, change(A, ConfChangeRemoveNode)))
+        self.assertEqual((membership.conf_state(), membership.removed), (ConfState((5,), ()), {10}))
 
-    def test_wrong_changes_are_refused(self) -> None:
-        """Another kind of change, another member's description and a promotion, which names no URLs, change nothing."""
-        membership = Membership({5: LEARNER})
-        for wrong in (
-            change(A, ConfChangeRemoveNode),
-            change(A, node_id=11),
-            change(A, context=b"{"),
-            change(LEARNER, context=b'{"id":5,"peerURLs":null,"isPromote":true}'),
-        ):
-            self.assertRaises(ValueError, membership.add, wrong)
-        self.assertEqual(membership.listed(), [LEARNER])
+    def test_changes_that_do_not_fit_are_refused(self) -> None:
+        """Each refusal has etcd's error, and changes nothing."""
+        other = MemberInfo(11, ("http://other:2380",))
+        cases: list[tuple[type[Exception], ConfChange]] = [
+            (MemberExistsError, change(A)),
+            (PeerURLExistsError, change(MemberInfo(11, A.peer_urls))),
+            (TooManyLearnersError, change(other, ConfChangeAddLearnerNode)),
+            (MemberNotFoundError, change(other, ConfChangeRemoveNode)),
+            (MemberNotFoundError, change(other, ConfChangeUpdateNode)),
+            (PeerURLExistsError, change(MemberInfo(10, LEARNER.peer_urls), ConfChangeUpdateNode)),
+            (MemberNotFoundError, change(other, context=promotion(11))),
+            (NotLearnerError, change(A, context=promotion(10))),
+            (MemberNotFoundError, change(MemberInfo(99, ("http://back:2380",)))),
+            (ValueError, change(other, node_id=12)),
+            (ValueError, change(other, context=b"{")),
+            (ValueError, change(other, context=b"[]")),
+            (ValueError, change(other, context=b'{"id":11,"peerURLs":null}')),
+        ]
+        membership = Membership({10: A, 5: LEARNER}, removed=[99])
+        for error, refused in cases:
+            self.assertRaises(error, membership.check, refused)
+        self.assertEqual(membership.listed(), [LEARNER, A])
+
+    def test_removed_members_are_remembered(self) -> None:
+        """A member that starts again knows who was removed."""
+        membership = Membership.from_records({b"a": A.to_json()}, [b"63"])
+        self.assertEqual(membership.removed, {0x63})
+
+    def test_quorum_of_started_members_is_kept(self) -> None:
+        """A change that would leave no quorum of started members is not proposed, as etcd checks strictly."""
+        a, b, c = (MemberInfo(each, (f"http://{each}:2380",), "started") for each in (1, 2, 3))
+        new = MemberInfo(4, ("http://4:2380",))
+        Membership({1: a}).check_add_voter()  # a second member may always come
+        Membership({1: a, 2: b, 3: c}).check_add_voter()
+        Membership({1: a, 2: b, 3: c, 5: LEARNER}).check_promote(5)
+        self.assertRaises(NotEnoughStartedError, Membership({1: a, 4: new}).check_add_voter)
+        self.assertRaises(NotEnoughStartedError, Membership({1: a, 4: new, 5: LEARNER, 6: new}).check_promote, 5)
+        Membership({1: a, 2: b, 3: c}).check_remove(3)
+        Membership({1: a, 4: new}).check_remove(4)
+        Membership({1: a, 5: LEARNER}).check_remove(5)
+        Membership({1: a}).check_remove(1)
+        Membership({1: a}).check_remove(7)
+        self.assertRaises(NotEnoughStartedError, Membership({1: a, 4: new}).check_remove, 1)
 
     def test_attributes_of_a_started_member(self) -> None:
         """A started member tells its name and client URLs; one that is not known is ignored."""
@@ -124,5 +189,5 @@ class MembershipTests(SynchronousTestCase):
         entries = [ConfChange.FromString(entry) for entry in bootstrap_changes([A, B])]
         self.assertEqual([entry.node_id for entry in entries], [2, 10])
         for entry in entries:
-            membership.add(entry)
+            applied(membership, entry)
         self.assertEqual(membership.listed(), [B, A])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.calls import RecordedCall
 from tests.protocols.httpfakes import ToyMember
 from twistedkv.errors import Code
 from twistedkv.metrics import Distribution, Metrics
@@ -25,6 +28,10 @@ class MetricsTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.metrics = Metrics()
+
+    def call(self, path: str, metadata: dict[str, str] | None = None) -> RecordedCall:
+        """A call of one of the toy member's methods."""
+        return RecordedCall(ToyMember().methods.by_path[path], metadata=metadata)
 
     def value(self, name: str, **labels: str) -> float | None:
         """The value of one sample."""
@@ -67,15 +74,55 @@ class MetricsTests(SynchronousTestCase):
         self.assertEqual(self.value("grpc_server_started_total", **put), 0)
         self.assertEqual(self.value("grpc_server_handled_total", **put, grpc_code="Unauthenticated"), 0)
         for code in (Code.OK, Code.OK, Code.NOT_FOUND):
-            self.metrics.started("/etcdserverpb.KV/Put")
-            self.metrics.handled("/etcdserverpb.KV/Put", code)
-        self.metrics.started("/no.Such/Method")
-        self.metrics.handled("/no.Such/Method", Code.OK)
+            call = self.call("/etcdserverpb.KV/Put")
+            self.metrics.started(call)
+            self.metrics.handled(call, code)
+        other = RecordedCall(replace(call.method, path="/no.Such/Method"))
+        self.metrics.started(other)
+        self.metrics.handled(other, Code.OK)
         self.assertEqual(self.value("grpc_server_started_total", **put), 3)
         self.assertEqual(self.value("grpc_server_handled_total", **put, grpc_code="OK"), 2)
         self.assertEqual(self.value("grpc_server_handled_total", **put, grpc_code="NotFound"), 1)
         self.assertEqual(self.value("grpc_server_msg_received_total", **put), 3)
         self.assertEqual(self.value("grpc_server_msg_sent_total", **put), 2)
+
+    def test_messages_of_streams_are_counted(self) -> None:
+        """A stream's messages count one by one, both ways."""
+        self.metrics.count_calls_of(ToyMember().methods.by_path.values())
+        call = self.call("/etcdserverpb.Watch/Watch")
+        self.metrics.started(call)
+        self.metrics.message_received(call)
+        for _ in range(3):
+            self.metrics.message_sent(call)
+        watch = {"grpc_method": "Watch", "grpc_service": "etcdserverpb.Watch", "grpc_type": "bidi_stream"}
+        self.assertEqual(self.value("grpc_server_msg_received_total", **watch), 1)
+        self.assertEqual(self.value("grpc_server_msg_sent_total", **watch), 3)
+
+    def test_calls_are_counted_by_the_clients_version(self) -> None:
+        """Also a client that says nothing counts, and one that makes versions up does not fill the memory."""
+        self.metrics.count_calls_of(ToyMember().methods.by_path.values())
+        for version in ("3.5", "3.5", *map(str, range(200))):
+            self.metrics.started(self.call("/etcdserverpb.KV/Put", {"client-api-version": version}))
+        self.metrics.started(self.call("/etcdserverpb.KV/Put"))
+        name = "etcd_server_client_requests_total"
+        self.assertEqual(self.value(name, type="unary", client_api_version="3.5"), 2)
+        self.assertEqual(self.value(name, type="unary", client_api_version="unknown"), 200 - 49 + 1)
+        self.assertIsNone(self.value(name, type="unary", client_api_version="199"))
+
+    def test_the_time_of_calls_is_shown_when_asked_for(self) -> None:
+        """With a clock each call's time falls into its method's buckets; without one there are none."""
+        put = {"grpc_method": "Put", "grpc_service": "etcdserverpb.KV", "grpc_type": "unary"}
+        self.metrics.count_calls_of(ToyMember().methods.by_path.values())
+        self.assertIsNone(self.value("grpc_server_handling_seconds_count", **put))
+        now = [5.0]
+        self.metrics = Metrics(clock_s=lambda: now[0])
+        self.metrics.count_calls_of(ToyMember().methods.by_path.values())
+        call = self.call("/etcdserverpb.KV/Put")
+        self.metrics.started(call)
+        now[0] = 5.03
+        self.metrics.handled(call, Code.OK)
+        buckets = [self.value("grpc_server_handling_seconds_bucket", **put, le=le) for le in ("0.025", "0.05")]
+        self.assertEqual(buckets, [0, 1])
 
     def test_distributions_are_cumulative(self) -> None:
         """An observation at the end of a bucket is in it; what is above all is only in the last."""

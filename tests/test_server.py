@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.workers import InlineWorker, SteppedWorker
-from twistedkv.apply import Alarms, Applier
+from twistedkv.apply import META_APPLIED_INDEX, Alarms, Applier
 from twistedkv.assembly import hard_state_at
 from twistedkv.configload import load_config
 from twistedkv.errors import (
@@ -22,13 +22,14 @@ from twistedkv.errors import (
     RequestTooLargeError,
     StoppedError,
 )
-from twistedkv.lease import Lessor
+from twistedkv.lease import Lessor, load_leases
 from twistedkv.members import MemberInfo, Membership, bootstrap_changes
 from twistedkv.metrics import Metrics
 from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
 from twistedkv.pb.rpc_pb2 import (
     CompactionRequest,
     Compare,
+    LeaseGrantRequest,
     PutRequest,
     PutResponse,
     RangeRequest,
@@ -41,7 +42,7 @@ from twistedkv.raft.config import Config as RaftConfig
 from twistedkv.raft.log import RaftLog
 from twistedkv.raft.messages import Entry, EntryType, HardState
 from twistedkv.raft.node import RaftNode
-from twistedkv.server import META_APPLIED_INDEX, Member
+from twistedkv.server import Member
 from twistedkv.storage.backend import Backend, BackendError, Batch, Bucket
 from twistedkv.storage.memory import MemoryBackend
 from twistedkv.storage.mvcc import load
@@ -128,7 +129,9 @@ class MemberTests(SynchronousTestCase):
         applied = int(self.backend.records(Bucket.META).get(META_APPLIED_INDEX, b"0"))
         membership = Membership.from_records(self.backend.records(Bucket.MEMBERS))
         alarms = Alarms(self.backend.records(Bucket.ALARMS))
-        applier = Applier(store, Lessor(), alarms, membership)
+        lessor = Lessor(2, load_leases(self.backend.records(Bucket.LEASES)))
+        lessor.reattach(store.index.entries.items())
+        applier = Applier(store, lessor, alarms, membership)
         snapshot = recovered.snapshot
         log = RaftLog(recovered.entries, snapshot.index, snapshot.term)
         conf_state = membership.conf_state() if applied else snapshot.conf_state
@@ -167,6 +170,10 @@ class MemberTests(SynchronousTestCase):
         member.propose(request.SerializeToString(), answer)
         return answer
 
+    def grant(self, member: Member, lease_id: int, ttl_s: int) -> None:
+        request = InternalRaftRequest(lease_grant=LeaseGrantRequest(ID=lease_id, TTL=ttl_s))
+        member.propose(request.SerializeToString(), Answer())
+
     def revision(self, answer: Answer) -> int:
         assert answer.message is not None, answer.error
         return PutResponse.FromString(answer.message).header.revision
@@ -198,7 +205,7 @@ class MemberTests(SynchronousTestCase):
         """While the disk works no put is answered and no reader sees it; what arrives meanwhile is the next batch."""
         self.wal_worker = worker = SteppedWorker()
         member = self.start()
-        member._sync_s = 1.0  # the disk was slow so far, so it is waited for on its thread
+        member._writer.average_sync_s = 1.0  # the disk was slow so far, so it is waited for on its thread
         first = self.put(member, b"a")
         self.clock.advance(0)
         second, third = self.put(member, b"b"), self.put(member, b"c")
@@ -219,7 +226,7 @@ class MemberTests(SynchronousTestCase):
         for number in range(10):
             self.put(member, b"%d" % number)
         self.clock.advance(0)
-        member._wal._abandon()  # the process is gone; the database has none of it yet
+        member._writer._wal._abandon()  # the process is gone; the database has none of it yet
         again = self.start()
         self.assertEqual(again.revision, 11)
         self.assertIsNotNone(self.get(again, b"9"))
@@ -235,7 +242,7 @@ class MemberTests(SynchronousTestCase):
         self.clock.advance(1)  # written behind
         self.put(member, b"b")
         self.clock.advance(0)
-        member._wal._abandon()
+        member._writer._wal._abandon()
         again = self.start()
         self.assertEqual(again.revision, 3)
         self.stop(again)
@@ -277,7 +284,7 @@ class MemberTests(SynchronousTestCase):
         """A write that the disk does not get done in 7 s is answered with etcd's time-out."""
         self.wal_worker = SteppedWorker()
         member = self.start()
-        member._sync_s = 1.0
+        member._writer.average_sync_s = 1.0
         answer = self.put(member, b"a")
         self.clock.pump([0.1] * 69)
         self.assertFalse(answer.done)
@@ -406,7 +413,7 @@ class MemberTests(SynchronousTestCase):
         self.assertFalse(answer.done)
         self.clock.pump([0.01] * 5)
         self.assertIsNotNone(answer.message)
-        self.assertEqual(len(self.backend.scan(0, 1 << 62, 100_000)), 102)
+        self.assertEqual(len(self.backend.scan(0, 1 << 62, 100_000)), 103)
 
     def test_errors_of_the_state_reach_the_caller(self) -> None:
         """What the state refuses is answered with its error and takes no revision."""
@@ -417,9 +424,72 @@ class MemberTests(SynchronousTestCase):
         self.assertEqual(refused.error.text, "etcdserver: requested lease not found")
         self.assertEqual(member.revision, 1)
 
+    def test_a_lease_ends_and_takes_its_keys(self) -> None:
+        """Whoever stops renewing loses the keys within a second of the lease's end, and not before it."""
+        member = self.start()
+        self.grant(member, 7, 5)
+        self.put(member, b"k", lease=7)
+        self.clock.advance(0)
+        self.clock.pump([0.1] * 48)
+        self.assertIsNotNone(self.get(member, b"k"))
+        self.clock.pump([0.1] * 9)
+        self.assertIsNone(self.get(member, b"k"))
+        self.assertEqual((member.revision, member.leases.expired, len(member.lessor)), (3, 1, 0))
+
+    def test_leases_survive_a_crash_and_never_end_early(self) -> None:
+        """After a crash a lease begins anew, with an election timeout on top, whether the database knew it or not."""
+        member = self.start()
+        self.grant(member, 7, 5)
+        self.put(member, b"a", lease=7)
+        self.clock.advance(0)
+        self.clock.advance(1)  # written behind
+        self.grant(member, 8, 5)
+        self.put(member, b"b", lease=8)
+        self.clock.advance(0)
+        self.clock.pump([0.1] * 35)
+        member._writer._wal._abandon()
+        member._ticker.stop()
+        member.leases.stop()
+        again = self.start()
+        self.assertEqual((again.lessor.keys(7), again.lessor.keys(8)), ({b"a"}, {b"b"}))
+        self.clock.pump([0.1] * 59)
+        self.assertIsNotNone(self.get(again, b"a"))
+        self.assertIsNotNone(self.get(again, b"b"))
+        self.clock.pump([0.1] * 8)
+        self.assertIsNone(self.get(again, b"a"))
+        self.assertIsNone(self.get(again, b"b"))
+        self.stop(again)
+        self.assertEqual(self.backend.records(Bucket.LEASES), {})
+
+    def test_ids_of_leases_are_positive(self) -> None:
+        """An id that the server chooses is never 0 or negative, and never the same."""
+        member = self.start()
+        made = {member.new_id() for _ in range(1_000)}
+        self.assertEqual(len(made), 1_000)
+        self.assertTrue(all(0 < each < 1 << 63 for each in made))
+
     def test_the_member_publishes_itself(self) -> None:
         """A new member tells its name and client URLs through the log, and decides the cluster's version."""
         member = self.start()
         self.clock.advance(0)
         self.assertEqual(member.membership.listed()[0].client_urls, ("https://127.0.0.1:2379",))
         self.assertEqual(member.applier.cluster_version, "3.5.0")
+
+    def test_watchers_are_told_in_the_turn_of_the_write(self) -> None:
+        """What is applied together is told together, and the past comes from the database."""
+        member = self.start()
+        told: list[int] = []
+        observation = member.hub.observe(b"k", b"", 0, lambda revision, _: told.append(revision))
+        self.put(member, b"k")
+        self.put(member, b"other")
+        self.put(member, b"k")
+        self.clock.advance(0)
+        self.assertEqual(told, [2, 4])
+        observation.cancel()
+        self.put(member, b"k")
+        self.clock.advance(0)
+        member.hub.observe(b"k", b"", 2, lambda revision, _: told.append(revision))
+        self.clock.pump([0.0] * 5)
+        self.assertEqual(told, [2, 4, 2, 4, 5])
+        self.stop(member)
+        self.assertEqual([call for call in self.clock.getDelayedCalls() if call.active()], [])

@@ -24,7 +24,7 @@ from twistedkv.errors import (
     TooManyOpsError,
     ValueProvidedError,
 )
-from twistedkv.lease import Lessor
+from twistedkv.lease import Lease, Lessor
 from twistedkv.pb.kv_pb2 import KeyValue
 from twistedkv.pb.rpc_pb2 import (
     Compare,
@@ -223,7 +223,7 @@ class Carrying(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.store = Store(KeyIndex(1 << 20))
-        self.lessor = Lessor([7, 8])
+        self.lessor = Lessor(1, [Lease(7, 60), Lease(8, 60)])
         self.executor = Executor(self.store, self.lessor)
         for key, value, lease in ((b"a", b"1", 7), (b"b", b"2", 0), (b"b", b"3", 0)):
             self.executor.put(PutRequest(key=key, value=value, lease=lease))

@@ -8,17 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from twistedkv.downgrade import Downgrade
 from twistedkv.errors import Code, CorruptError, NoSpaceError, RPCError
-from twistedkv.lease import Lessor
+from twistedkv.lease import Lessor, encode_record, record_key
 from twistedkv.members import Membership
 from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
 from twistedkv.pb.raft_pb2 import ConfChange
-from twistedkv.pb.rpc_pb2 import CORRUPT, NONE, NOSPACE, AlarmMember, AlarmRequest, AlarmResponse, AlarmType
+from twistedkv.pb.rpc_pb2 import (
+    CORRUPT,
+    NONE,
+    NOSPACE,
+    AlarmMember,
+    AlarmRequest,
+    AlarmResponse,
+    AlarmType,
+    LeaseCheckpointRequest,
+    LeaseGrantRequest,
+    LeaseGrantResponse,
+)
 from twistedkv.storage.backend import Bucket
 from twistedkv.storage.mvcc import Need, Store
 from twistedkv.txn import Done, Executor, txn_cost
 
+META_APPLIED_INDEX = b"applied_index"  # decimal, in Bucket.META; written with what that index brought
+META_APPLIED_TERM = b"applied_term"
 CLUSTER_VERSION = b"clusterVersion"  # key in Bucket.CLUSTER; the value is "3.5.0"
+DOWNGRADE = b"downgrade"  # beside it; the value is Downgrade.to_json()
 
 # etcd server/etcdserver/apply.go: applierV3Corrupt and applierV3Capped
 _REFUSED_WHEN_CORRUPT = ("put", "delete_range", "txn", "compaction", "lease_grant", "lease_revoke")
@@ -66,16 +81,24 @@ class Applier:
         alarms: alarms.
         membership: members.
         cluster_version: as last recorded; empty while it is not decided.
+        downgrade: as last recorded.
     """
 
     def __init__(
-        self, store: Store, lessor: Lessor, alarms: Alarms, membership: Membership, cluster_version: str = ""
+        self,
+        store: Store,
+        lessor: Lessor,
+        alarms: Alarms,
+        membership: Membership,
+        cluster_version: str = "",
+        downgrade: Downgrade = Downgrade(),  # noqa: B008 - a frozen value
     ) -> None:
         self.store = store
         self.lessor = lessor
         self.alarms = alarms
         self.membership = membership
         self.cluster_version = cluster_version
+        self.downgrade = downgrade
         self.executor = Executor(store, lessor)
 
     def needs(self, request: InternalRaftRequest) -> Iterator[Need]:
@@ -103,6 +126,13 @@ class Applier:
             return executor.txn(request.txn)
         if request.HasField("delete_range"):
             return executor.delete(request.delete_range)
+        if request.HasField("lease_grant"):
+            return Done(self.store.revision, self._grant(request.lease_grant).SerializeToString())
+        if request.HasField("lease_revoke"):
+            return self._revoke(request.lease_revoke.ID)
+        if request.HasField("lease_checkpoint"):
+            self._checkpoint(request.lease_checkpoint)
+            return Done(self.store.revision, b"")
         if request.HasField("compaction"):
             self.store.compact(request.compaction.revision)
             return Done(self.store.revision, b"")
@@ -120,16 +150,27 @@ class Applier:
             self.cluster_version = request.cluster_version_set.ver
             self.store.record(Bucket.CLUSTER, CLUSTER_VERSION, self.cluster_version.encode())
             return Done(self.store.revision, b"")
+        if request.HasField("downgrade_info_set"):
+            change = request.downgrade_info_set
+            self.downgrade = Downgrade(change.ver, True) if change.enabled else Downgrade()
+            self.store.record(Bucket.CLUSTER, DOWNGRADE, self.downgrade.to_json())
+            return Done(self.store.revision, b"")
         raise RPCError(Code.UNIMPLEMENTED, "etcdserver: the log holds a request that this version does not know")
 
     def apply_conf_change(self, change: ConfChange) -> None:
         """Carry out one change of membership.
 
         Raises:
-            ValueError: it is not one that can be carried out; nothing was changed.
+            KVError, ValueError: it does not fit the members; nothing was changed.
         """
-        member = self.membership.add(change)
-        self.store.record(Bucket.MEMBERS, b"%x" % member.id, member.to_json())
+        self.membership.check(change)
+        member = self.membership.apply(change)
+        key = b"%x" % change.node_id
+        if member is None:
+            self.store.record(Bucket.MEMBERS, key, None)
+            self.store.record(Bucket.MEMBERS_REMOVED, key, b"removed")
+        else:
+            self.store.record(Bucket.MEMBERS, key, member.to_json())
 
     def _check_alarms(self, request: InternalRaftRequest) -> None:
         if self.alarms.raised(CORRUPT) and any(request.HasField(name) for name in _REFUSED_WHEN_CORRUPT):
@@ -141,12 +182,32 @@ class Applier:
         ):
             raise NoSpaceError
 
+    def _grant(self, request: LeaseGrantRequest) -> LeaseGrantResponse:
+        lease = self.lessor.grant(request.ID, request.TTL)
+        self.store.record(Bucket.LEASES, record_key(lease.id), encode_record(lease))
+        return LeaseGrantResponse(ID=lease.id, TTL=lease.ttl_s)
+
+    def _revoke(self, lease_id: int) -> Done:
+        keys = sorted(self.lessor.get(lease_id).keys)  # sorted, so that all members number the changes alike
+        revision = self.executor.delete_keys(keys)
+        self.lessor.revoke(lease_id)
+        self.store.record(Bucket.LEASES, record_key(lease_id), None)
+        return Done(revision, b"")
+
+    def _checkpoint(self, request: LeaseCheckpointRequest) -> None:
+        for checkpoint in request.checkpoints:
+            lease = self.lessor.checkpoint(checkpoint.ID, checkpoint.remaining_TTL)
+            if lease is not None:
+                self.store.record(Bucket.LEASES, record_key(lease.id), encode_record(lease))
+
     def _alarm(self, request: AlarmRequest) -> AlarmResponse:
         response = AlarmResponse()
         match request.action:
             case AlarmRequest.GET:
                 response.alarms.extend(self.alarms.listed(request.alarm))
             case AlarmRequest.ACTIVATE:
+                if request.alarm not in AlarmType.values():
+                    raise RPCError(Code.INVALID_ARGUMENT, "etcdserver: unknown alarm type")  # etcd 3.5.1 crashes on it
                 if request.alarm != NONE:
                     alarm = self.alarms.activate(request.memberID, request.alarm)
                     self.store.record(Bucket.ALARMS, alarm.SerializeToString(deterministic=True), b"")

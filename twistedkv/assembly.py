@@ -9,15 +9,18 @@ import gc
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
+from time import monotonic
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from twistedkv.apply import CLUSTER_VERSION as CLUSTER_VERSION_KEY
-from twistedkv.apply import Alarms, Applier
-from twistedkv.config import Config
-from twistedkv.lease import Lessor
+from twistedkv.apply import DOWNGRADE as DOWNGRADE_KEY
+from twistedkv.apply import META_APPLIED_INDEX, META_APPLIED_TERM, Alarms, Applier
+from twistedkv.config import EXTENSIVE, Config
+from twistedkv.downgrade import Downgrade
+from twistedkv.lease import Lessor, load_leases, min_ttl_s
 from twistedkv.members import MemberInfo, Membership, bootstrap_changes, cluster_id, member_id
 from twistedkv.memberview import MemberFacts, show
 from twistedkv.metrics import Metrics
@@ -32,20 +35,26 @@ from twistedkv.protocols.limits import Limits
 from twistedkv.protocols.rpc import MethodTable, Peer
 from twistedkv.protocols.server import ClientPort
 from twistedkv.protocols.services.cluster import ClusterService
+from twistedkv.protocols.services.election import ElectionService
+from twistedkv.protocols.services.health import HealthService
+from twistedkv.protocols.services.inside import Inside
 from twistedkv.protocols.services.kv import KVService
+from twistedkv.protocols.services.lease import LeaseService
+from twistedkv.protocols.services.lock import LockService
 from twistedkv.protocols.services.maintenance import MaintenanceService
 from twistedkv.protocols.services.pending import pending_methods
 from twistedkv.protocols.services.reflection import ReflectionService
+from twistedkv.protocols.services.watch import WatchService
 from twistedkv.protocols.tls import ServerContext, TLSConfig
 from twistedkv.protocols.turn import Turn
 from twistedkv.raft.config import Config as RaftConfig
 from twistedkv.raft.log import RaftLog
 from twistedkv.raft.messages import Entry, EntryType, HardState
 from twistedkv.raft.node import RaftNode
-from twistedkv.server import META_APPLIED_INDEX, META_APPLIED_TERM, SERVER_VERSION, Member
+from twistedkv.server import SERVER_VERSION, Member
 from twistedkv.storage.backend import Backend, BackendError, Bucket
 from twistedkv.storage.mvcc import META_COMPACTION_DONE, Store, load
-from twistedkv.storage.registry import open_backend
+from twistedkv.storage.registry import open_backend, without_password
 from twistedkv.storage.wal import WAL, Disk, Recovered, UnsafeDisk
 from twistedkv.storage.worker import StorageWorker
 
@@ -59,22 +68,30 @@ class _Loaded(NamedTuple):
     """What the database holds."""
 
     store: Store
+    lessor: Lessor
     meta: dict[bytes, bytes]
     alarms: Alarms
     membership: Membership
     cluster_version: str
+    downgrade: Downgrade
 
 
-def _load(backend: Backend, value_cache_bytes: int) -> _Loaded:
+def _load(backend: Backend, config: Config) -> _Loaded:
     """Read the whole state. Blocks: run it on the storage thread."""
     backend.open()
-    store = load(backend, value_cache_bytes)
+    store = load(backend, config.value_cache_bytes)
+    shortest_s = min_ttl_s(config.election_timeout_ms // config.heartbeat_interval_ms, config.heartbeat_interval_ms)
+    lessor = Lessor(shortest_s, load_leases(backend.records(Bucket.LEASES)))
+    lessor.reattach(store.index.entries.items())
+    cluster = backend.records(Bucket.CLUSTER)
     return _Loaded(
         store,
+        lessor,
         backend.records(Bucket.META),
         Alarms(backend.records(Bucket.ALARMS)),
-        Membership.from_records(backend.records(Bucket.MEMBERS)),
-        backend.records(Bucket.CLUSTER).get(CLUSTER_VERSION_KEY, b"").decode(),
+        Membership.from_records(backend.records(Bucket.MEMBERS), backend.records(Bucket.MEMBERS_REMOVED)),
+        cluster.get(CLUSTER_VERSION_KEY, b"").decode(),
+        Downgrade.from_json(cluster.get(DOWNGRADE_KEY, b"{}")),
     )
 
 
@@ -92,7 +109,7 @@ class AssembledMember:
         self._reactor = reactor
         self._on_failure = on_failure
         self._turn = Turn(reactor)
-        self._metrics = Metrics()
+        self._metrics = Metrics(clock_s=monotonic if config.metrics == EXTENSIVE else None)
         self._worker = StorageWorker(reactor)
         self._wal_worker = StorageWorker(reactor)
         self._backend: Backend | None = None
@@ -115,21 +132,25 @@ class AssembledMember:
         self._wal_worker.start()
         gc.disable()  # it would go through all of the keys again and again while they are loaded
         try:
-            loaded = await self._worker.run(_load, backend, config.value_cache_bytes)
+            loaded = await self._worker.run(_load, backend, config)
             gc.freeze()  # what was loaded stays for good
         finally:
             gc.enable()
+        disk = Disk()
         if config.unsafe_no_fsync:
             _log.warn("--unsafe-no-fsync: a power cut will lose acknowledged writes and may damage the log")
-        wal, recovered = await self._wal_worker.run(self._open_wal, loaded)
+            disk = UnsafeDisk()
+        wal, recovered = await self._wal_worker.run(self._open_wal, loaded, disk)
         self._wal = wal
         me, cluster = _identity(recovered.metadata)
-        _check_same_member(loaded, recovered, me, cluster, config.storage)
+        _check_same_member(loaded, recovered, me, cluster, without_password(config.storage))
         loaded.store.record(Bucket.META, META_MEMBER, b"%x" % me)
         loaded.store.record(Bucket.META, META_CLUSTER, b"%x" % cluster)
         applied = int(loaded.meta.get(META_APPLIED_INDEX, b"0"))
         applied_term = int(loaded.meta.get(META_APPLIED_TERM, b"0"))
-        applier = Applier(loaded.store, Lessor(), loaded.alarms, loaded.membership, loaded.cluster_version)
+        applier = Applier(
+            loaded.store, loaded.lessor, loaded.alarms, loaded.membership, loaded.cluster_version, loaded.downgrade
+        )
         node = RaftNode(
             RaftConfig(
                 id=me,
@@ -157,6 +178,7 @@ class AssembledMember:
             int(loaded.meta.get(META_COMPACTION_DONE, b"-1")),
             self._metrics,
             self._on_failure,
+            monotonic,
         )
         member.start()
         ready: Deferred[None] = Deferred()
@@ -165,16 +187,17 @@ class AssembledMember:
         self._listen(member)
         _log.info("ready to serve client requests")
 
-    def _open_wal(self, loaded: _Loaded) -> tuple[WAL, Recovered]:
+    def _open_wal(self, loaded: _Loaded, disk: Disk) -> tuple[WAL, Recovered]:
         """The log, or a new one that begins with the changes that found the cluster. Blocks."""
         directory = self._config.data_dir / "wal"
         if not WAL.exists(directory):
             if int(loaded.meta.get(META_APPLIED_INDEX, b"0")):
-                raise BackendError(f"{self._config.storage} holds data, but its write-ahead log {directory} is missing")
-            self._create_wal(directory)
-        return WAL.open(directory, disk=UnsafeDisk() if self._config.unsafe_no_fsync else Disk())
+                storage = without_password(self._config.storage)
+                raise BackendError(f"{storage} holds data, but its write-ahead log {directory} is missing")
+            self._create_wal(directory, disk)
+        return WAL.open(directory, disk=disk)
 
-    def _create_wal(self, directory: Path) -> None:
+    def _create_wal(self, directory: Path, disk: Disk) -> None:
         config = self._config
         token = config.initial_cluster_token
         members = [
@@ -187,16 +210,25 @@ class AssembledMember:
             Entry(1, index, change, EntryType.CONF_CHANGE)
             for index, change in enumerate(bootstrap_changes(members), start=1)
         ]
-        wal = WAL.create(directory, metadata.SerializeToString())
+        wal = WAL.create(directory, metadata.SerializeToString(), disk=disk)
         wal.append(HardState(term=1, vote=0, commit=len(entries)), entries)
         wal.close()
 
     def _listen(self, member: Member) -> None:
         config = self._config
-        methods = [
+        keys_and_leases = [
             *KVService(member, member.applier.executor, config.max_txn_ops).methods(),
+            *LeaseService(member).methods(),
+        ]
+        inside = Inside(keys_and_leases, member.hub)
+        methods = [
+            *keys_and_leases,
+            *LockService(inside).methods(),
+            *ElectionService(inside, member).methods(),
             *ClusterService(member).methods(),
             *MaintenanceService(member, SERVER_VERSION).methods(),
+            *HealthService().methods(),
+            *WatchService(member).methods(),
             *pending_methods(),
         ]
         reflection = ReflectionService(method.path.split("/")[1] for method in methods)
@@ -285,11 +317,12 @@ def _check_same_member(loaded: _Loaded, recovered: Recovered, me: int, cluster: 
     applied = int(loaded.meta.get(META_APPLIED_INDEX, b"0"))
     if applied < recovered.snapshot.index:
         raise BackendError(
-            f"{storage} ends at index {applied}, but the write-ahead log begins only after {recovered.snapshot.index}"
+            f"{storage} is too old for its write-ahead log: it is at index {applied}, and the log has only what came "
+            f"after {recovered.snapshot.index}"
         )
     last = recovered.entries[-1].index if recovered.entries else recovered.snapshot.index
     if applied > last:
-        raise BackendError(f"{storage} is at index {applied}, but the write-ahead log ends at {last}")
+        raise BackendError(f"{storage} is newer than its write-ahead log: it is at index {applied}, the log at {last}")
 
 
 def _log_failure(error: BaseException, path: str) -> None:

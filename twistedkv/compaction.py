@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twistedkv.errors import CompactedError
+from twistedkv.metrics import Metrics
 from twistedkv.storage.backend import Backend, Bucket
 from twistedkv.storage.mvcc import META_COMPACTION_DONE, Store
 
@@ -38,6 +39,7 @@ class Sweeper:
         read_backend: runs ``function(backend, …)`` on the storage thread after what was applied so far.
         clock: for the pauses.
         done: the revision up to which an earlier life had deleted everything.
+        metrics: told how long it takes.
     """
 
     def __init__(
@@ -46,20 +48,29 @@ class Sweeper:
         read_backend: Callable[..., Deferred[Any]],
         clock: IReactorTime,
         done: int,
+        metrics: Metrics,
     ) -> None:
         self.done = done
+        self.rows_deleted = 0
+        self.ended_s = 0.0  # when the last compaction was done
+        self._metrics = metrics
+        self._began_s = 0.0  # when this one began,
+        self._batch_began_s = 0.0  # and its last batch
         self._store = store
         self._read_backend = read_backend
         self._clock = clock
         self._target = 0
         self._waiting: list[tuple[int, Deferred[None]]] = []
         self._pause: IDelayedCall | None = None
+        self._holders = 0  # who asked for stillness
+        self._held_after: int | None = None  # where to go on
         self._stopped = False
 
     def sweep(self) -> None:
         """Begin to delete up to the store's compact revision, unless that is going on or done."""
         if not self._target and self.done < self._store.compacted and not self._stopped:
             self._target = self._store.compacted
+            self._began_s = self._clock.seconds()
             self._next(0)
 
     def swept(self, revision: int) -> Deferred[None]:
@@ -72,6 +83,18 @@ class Sweeper:
             self.sweep()
         return waiter
 
+    def hold(self) -> None:
+        """Delete nothing of which the storage thread did not hear yet, until as many calls of :meth:`release` came."""
+        self._holders += 1
+
+    def release(self) -> None:
+        """Go on deleting once nobody holds any more."""
+        self._holders -= 1
+        after = self._held_after
+        if not self._holders and after is not None and not self._stopped:
+            self._held_after = None
+            self._next(after)
+
     def stop(self) -> None:
         """Delete nothing more; the next start goes on. Whoever waits is not answered by this."""
         self._stopped = True
@@ -81,21 +104,32 @@ class Sweeper:
 
     def _next(self, after: int) -> None:
         self._pause = None
+        if self._holders:
+            self._held_after = after
+            return
         target = self._target
+        self._batch_began_s = self._clock.seconds()
 
         def compact(backend: Backend) -> tuple[int, int]:
-            return backend.compact(target, after, BATCH_ROWS)
+            # A watch from the compact revision on may still want all of its changes, deletions among them, which etcd
+            # loses (issue 18089): what this revision itself makes superfluous stays until the next compaction.
+            return backend.compact(target - 1, after, BATCH_ROWS)
 
         self._read_backend(compact).addCallbacks(self._looked_at, self._failed)
 
     def _looked_at(self, result: tuple[int, int]) -> None:
         if self._stopped:
             return
-        _, last = result
+        deleted, last = result
+        now_s = self._clock.seconds()
+        self.rows_deleted += deleted
+        self._metrics.compaction_pause_ms.observe((now_s - self._batch_began_s) * 1000)
         if last:
             self._pause = self._clock.callLater(PAUSE_S, self._next, last)
             return
         self.done, self._target = self._target, 0
+        self._metrics.compaction_ms.observe((now_s - self._began_s) * 1000)
+        self.ended_s = now_s
         self._store.record(Bucket.META, META_COMPACTION_DONE, b"%d" % self.done)
         _log.info("compacted up to revision {revision}", revision=self.done)
         waiting, self._waiting = self._waiting, []

@@ -20,6 +20,7 @@ from twistedkv import optiontypes as types
 from twistedkv.configsources import Option
 from twistedkv.optiontypes import InitialCluster, Url
 
+EXTENSIVE = "extensive"
 MAX_ELECTION_TIMEOUT_MS = 50_000  # etcd server/embed/config.go: maxElectionMs
 
 
@@ -197,6 +198,16 @@ class Config:
             "Memory for current values; others are read from the database.",
         ),
     ]
+    enable_lease_checkpoint: Annotated[
+        bool,
+        Option(
+            "Limits",
+            "experimental-enable-lease-checkpoint",
+            types.BOOL,
+            "false",
+            "Log every five minutes how long leases have left, so that a new leader does not start them anew.",
+        ),
+    ]
     auto_compaction_mode: Annotated[
         CompactionMode,
         Option(
@@ -312,6 +323,16 @@ class Config:
     ]
     # a LogLevel, whose constants have no static type
     log_level: Annotated[Any, Option("Monitoring", "log-level", _LOG_LEVEL, "info", "Least level of what is logged.")]
+    metrics: Annotated[
+        str,
+        Option(
+            "Monitoring",
+            "metrics",
+            types.choice({name: name for name in ("basic", EXTENSIVE)}),
+            "basic",
+            "Which metrics to show; with extensive also how long each call takes, which costs some of that time.",
+        ),
+    ]
     listen_metrics_urls: Annotated[
         tuple[Url, ...],
         Option(

@@ -173,6 +173,60 @@ class MemberNotFoundError(KVError):
     code, text = Code.NOT_FOUND, "etcdserver: member not found"
 
 
+class MemberExistsError(KVError):
+    code, text = Code.FAILED_PRECONDITION, "etcdserver: member ID already exist"
+
+
+class PeerURLExistsError(KVError):
+    code, text = Code.FAILED_PRECONDITION, "etcdserver: Peer URLs already exists"
+
+
+class NotEnoughStartedError(KVError):
+    # The wire code is UNKNOWN: etcd maps this one to a client-side error object.
+    code, text = Code.UNKNOWN, "etcdserver: re-configuration failed due to not enough started members"
+
+
+class InvalidMemberURLsError(KVError):
+    code, text = Code.INVALID_ARGUMENT, "etcdserver: given member URLs are invalid"
+
+
+class NotLearnerError(KVError):
+    code, text = Code.FAILED_PRECONDITION, "etcdserver: can only promote a learner member"
+
+
+class LearnerNotReadyError(KVError):
+    code = Code.FAILED_PRECONDITION
+    text = "etcdserver: can only promote a learner member which is in sync with leader"
+
+
+class TooManyLearnersError(KVError):
+    code, text = Code.FAILED_PRECONDITION, "etcdserver: too many learner members in cluster"
+
+
+class UnhealthyError(KVError):
+    code, text = Code.UNAVAILABLE, "etcdserver: unhealthy cluster"
+
+
+class ClusterVersionUnavailableError(KVError):
+    code, text = Code.UNAVAILABLE, "etcdserver: cluster version not found during downgrade"
+
+
+class DowngradeFormatError(KVError):
+    code, text = Code.INVALID_ARGUMENT, "etcdserver: wrong downgrade target version format"
+
+
+class DowngradeTargetError(KVError):
+    code, text = Code.INVALID_ARGUMENT, "etcdserver: invalid downgrade target version"
+
+
+class DowngradeInProgressError(KVError):
+    code, text = Code.FAILED_PRECONDITION, "etcdserver: cluster has a downgrade job in progress"
+
+
+class NoDowngradeError(KVError):
+    code, text = Code.FAILED_PRECONDITION, "etcdserver: no inflight downgrade job"
+
+
 # --- users and permissions -------------------------------------------------------------------------
 
 

@@ -10,7 +10,16 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from twistedkv.pb.raft_pb2 import ConfChange, ConfChangeAddLearnerNode, ConfChangeAddNode
+from twistedkv.errors import (
+    MemberExistsError,
+    MemberNotFoundError,
+    NotEnoughStartedError,
+    NotLearnerError,
+    PeerURLExistsError,
+    TooManyLearnersError,
+)
+from twistedkv.pb import raft_pb2
+from twistedkv.pb.raft_pb2 import ConfChange, ConfChangeAddNode
 from twistedkv.raft.messages import ConfState
 
 
@@ -68,20 +77,31 @@ def cluster_id(member_ids: Iterable[int]) -> int:
 
 
 class Membership:
-    """The members as of the applied index, and the configuration that Raft counts with."""
+    """The members as of the applied index, and the configuration that Raft counts with.
 
-    def __init__(self, members: Mapping[int, MemberInfo] | None = None) -> None:
+    Args:
+        members: by id.
+        removed: ids that were members once; they never come back.
+    """
+
+    def __init__(self, members: Mapping[int, MemberInfo] | None = None, removed: Iterable[int] = ()) -> None:
         self.members: dict[int, MemberInfo] = dict(members or {})
+        self.removed: set[int] = set(removed)
 
     @classmethod
-    def from_records(cls, records: Mapping[bytes, bytes]) -> Membership:
-        """Rebuild from the records of the ``members`` bucket (key: the id in hex, value: JSON)."""
+    def from_records(cls, records: Mapping[bytes, bytes], removed: Iterable[bytes] = ()) -> Membership:
+        """Rebuild from the records of the ``members`` bucket (key: the id in hex, value: JSON), and the keys of
+        ``members_removed``."""
         loaded = [MemberInfo.from_json(value) for value in records.values()]
-        return cls({member.id: member for member in loaded})
+        return cls({member.id: member for member in loaded}, (int(each, 16) for each in removed))
 
     def listed(self) -> Sequence[MemberInfo]:
         """All members by ascending id, as etcd lists them."""
         return [self.members[each] for each in sorted(self.members)]
+
+    def voters(self) -> Sequence[MemberInfo]:
+        """Those who are no learners, by ascending id."""
+        return [member for member in self.listed() if not member.is_learner]
 
     def conf_state(self) -> ConfState:
         """Voters and learners by ascending id."""
@@ -90,22 +110,97 @@ class Membership:
             tuple(sorted(each for each, member in self.members.items() if member.is_learner)),
         )
 
-    def add(self, change: ConfChange) -> MemberInfo:
-        """Apply the addition of a voter or a learner; the new member.
+    # --- what may be proposed ----------------------------------------------------------------------
+
+    def check_add_voter(self) -> None:
+        """Refuse another voter if the quorum that it makes larger would not be there.
+
+        A lone started member may always get a second one, or a cluster could never grow from one.
 
         Raises:
-            ValueError: another kind of change, or a context that does not describe the member. A promotion is such a
-                one: its context has no peer URLs.
+            NotEnoughStartedError: too few of today's voters have started.
         """
-        if change.type not in (ConfChangeAddNode, ConfChangeAddLearnerNode):
-            raise ValueError(f"configuration change of type {change.type} does not add a member")
-        member = MemberInfo.from_json(change.context)
-        if member.id != change.node_id:
-            raise ValueError(f"configuration change for {change.node_id:x} describes member {member.id:x}")
-        if not member.peer_urls:
-            raise ValueError(f"configuration change for {change.node_id:x} names no peer URL")
+        started = sum(bool(member.name) for member in self.voters())
+        total = len(self.voters()) + 1
+        if not (started == 1 and total == 2) and started < total // 2 + 1:
+            raise NotEnoughStartedError
+
+    def check_promote(self, member_id: int) -> None:
+        """Refuse a promotion as :meth:`check_add_voter` does an addition; the learner itself counts as started."""
+        started = sum(bool(member.name) for member in self.voters()) + 1
+        total = len(self.voters()) + 1
+        if started < total // 2 + 1:
+            raise NotEnoughStartedError
+
+    def check_remove(self, member_id: int) -> None:
+        """Refuse to remove a voter whose going would leave no quorum of started members.
+
+        Raises:
+            NotEnoughStartedError: as it says. A learner can always go, and so can the last member.
+        """
+        member = self.members.get(member_id)
+        if member is None or member.is_learner or len(self.members) == 1:
+            return
+        rest = [each for each in self.voters() if each.id != member_id]
+        if not rest or sum(bool(each.name) for each in rest) < len(rest) // 2 + 1:
+            raise NotEnoughStartedError
+
+    # --- what comes through the log ----------------------------------------------------------------
+
+    def check(self, change: ConfChange) -> None:
+        """Refuse a change that does not fit the members; the same on every member of the cluster.
+
+        Raises:
+            MemberNotFoundError, MemberExistsError, PeerURLExistsError, NotLearnerError, TooManyLearnersError: as they
+                say.
+            ValueError: the change contradicts itself.
+        """
+        if change.node_id in self.removed:
+            raise MemberNotFoundError
+        known = self.members.get(change.node_id)
+        match change.type:
+            case raft_pb2.ConfChangeAddNode | raft_pb2.ConfChangeAddLearnerNode:
+                if _is_promotion(change):
+                    if known is None:
+                        raise MemberNotFoundError
+                    if not known.is_learner:
+                        raise NotLearnerError
+                    return
+                if known is not None:
+                    raise MemberExistsError
+                self._check_urls(_described(change))
+                if change.type == raft_pb2.ConfChangeAddLearnerNode and len(self.members) > len(self.voters()):
+                    raise TooManyLearnersError  # etcd 3.5: one at a time
+            case raft_pb2.ConfChangeRemoveNode:
+                if known is None:
+                    raise MemberNotFoundError
+            case raft_pb2.ConfChangeUpdateNode:
+                if known is None:
+                    raise MemberNotFoundError
+                self._check_urls(_described(change))
+            case _:
+                raise ValueError(f"configuration change of unknown type {change.type}")
+
+    def apply(self, change: ConfChange) -> MemberInfo | None:
+        """Carry out a change that :meth:`check` let pass; the member as it is now, None if it is gone."""
+        match change.type:
+            case raft_pb2.ConfChangeRemoveNode:
+                self.members.pop(change.node_id, None)
+                self.removed.add(change.node_id)
+                return None
+            case raft_pb2.ConfChangeUpdateNode:
+                member = replace(self.members[change.node_id], peer_urls=_described(change).peer_urls)
+            case _ if _is_promotion(change):
+                member = replace(self.members[change.node_id], is_learner=False)
+            case _:
+                member = replace(_described(change), is_learner=change.type == raft_pb2.ConfChangeAddLearnerNode)
         self.members[member.id] = member
         return member
+
+    def _check_urls(self, member: MemberInfo) -> None:
+        taken = {url for each in self.members.values() if each.id != member.id for url in each.peer_urls}
+        if taken & set(member.peer_urls):
+            raise PeerURLExistsError
 
     def set_attributes(self, member: int, name: str, client_urls: Iterable[str]) -> MemberInfo | None:
         """Record what a started member says of itself; None if there is no such member."""
@@ -114,6 +209,33 @@ class Membership:
             return None
         self.members[member] = replace(known, name=name, client_urls=tuple(client_urls))
         return self.members[member]
+
+
+def _described(change: ConfChange) -> MemberInfo:
+    """The member in a change's context.
+
+    Raises:
+        ValueError: the context does not describe it.
+    """
+    member = MemberInfo.from_json(change.context)
+    if member.id != change.node_id:
+        raise ValueError(f"configuration change for {change.node_id:x} describes member {member.id:x}")
+    if not member.peer_urls:
+        raise ValueError(f"configuration change for {change.node_id:x} names no peer URL")
+    return member
+
+
+def _is_promotion(change: ConfChange) -> bool:
+    """Whether the context says that a learner becomes a voter (etcd membership.ConfigChangeContext)."""
+    try:
+        return bool(json.loads(change.context).get("isPromote", False))
+    except (ValueError, AttributeError):
+        return False
+
+
+def promotion(member_id: int) -> bytes:
+    """The context of a promotion."""
+    return json.dumps({"id": member_id, "peerURLs": None, "isPromote": True}, separators=(",", ":")).encode()
 
 
 def bootstrap_changes(members: Iterable[MemberInfo]) -> list[bytes]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred
 
+from twistedkv.errors import StoppedError
 from twistedkv.metrics import Metrics
-from twistedkv.pb.rpc_pb2 import AlarmType
+from twistedkv.pb.rpc_pb2 import AlarmType, RangeRequest
 from twistedkv.server import SERVER_VERSION, Member
+
+_ANY_KEY = RangeRequest(key=b"\0", range_end=b"\0", count_only=True)
 
 
 class MemberFacts:
@@ -37,17 +40,23 @@ class MemberFacts:
 
     def alarms(self) -> Iterable[str]:
         """The names of the alarms raised by any member."""
-        return {AlarmType.Name(each.alarm) for each in self._member.alarms.listed()}
+        return dict.fromkeys(AlarmType.Name(each.alarm) for each in self._member.alarms.listed())
 
     def linearizable_check(self) -> Deferred[None]:
-        """Fires once a linearizable read may be served, or fails with the reason."""
+        """Fires once a linearizable read was served, or fails with the reason; a request's time-out bounds it."""
         done: Deferred[None] = Deferred()
         self._member.when_readable(lambda: done.callback(None), done.errback)
-        return done
+        return done.addCallback(lambda _: self._read())
 
     def serializable_check(self) -> Deferred[None]:
-        """Fires at once: the state is in memory."""
-        return succeed(None)
+        """Fires once a read of what this member has was served, or fails with the reason."""
+        return maybeDeferred(self._read)
+
+    def _read(self) -> None:
+        """A read that needs nothing but memory: what the database does may delay an answer, not the verdict."""
+        if self._member.stopped:
+            raise StoppedError
+        self._member.store.range(_ANY_KEY)
 
 
 def show(member: Member, metrics: Metrics) -> None:
@@ -58,6 +67,8 @@ def show(member: Member, metrics: Metrics) -> None:
         "etcd_server_has_leader": lambda: float(facts.has_leader),
         "etcd_server_is_leader": lambda: float(member.is_leader),
         "etcd_server_is_learner": lambda: float(facts.is_learner),
+        "etcd_server_learner_promote_successes": lambda: 0,  # there is one member
+        "etcd_server_snapshot_apply_in_progress_total": lambda: 0,
         "etcd_server_proposals_committed_total": lambda: member.committed,
         "etcd_server_proposals_applied_total": lambda: member.applied,
         "etcd_server_proposals_pending": lambda: member.pending,
@@ -73,7 +84,18 @@ def show(member: Member, metrics: Metrics) -> None:
         "etcd_debugging_mvcc_keys_total": lambda: len(store.index),
         "etcd_debugging_mvcc_current_revision": lambda: store.revision,
         "etcd_debugging_mvcc_compact_revision": lambda: store.compacted,
+        "etcd_debugging_mvcc_db_compaction_keys_total": lambda: member.sweeper.rows_deleted,
+        "etcd_debugging_mvcc_db_compaction_last": lambda: member.sweeper.ended_s,
+        "etcd_debugging_mvcc_watcher_total": lambda: member.hub.watchers,
+        "etcd_debugging_mvcc_watch_stream_total": lambda: member.hub.streams,
+        "etcd_debugging_mvcc_slow_watcher_total": lambda: member.hub.behind,
+        "etcd_debugging_mvcc_pending_events_total": lambda: len(member.hub.fresh),
+        "etcd_debugging_mvcc_events_total": lambda: member.hub.events,
         "etcd_debugging_mvcc_total_put_size_in_bytes": lambda: counts.put_bytes,
+        "etcd_debugging_lease_granted_total": lambda: member.lessor.granted,
+        "etcd_debugging_lease_revoked_total": lambda: member.lessor.revoked,
+        "etcd_debugging_lease_renewed_total": lambda: member.leases.renewed,
+        "etcd_debugging_server_lease_expired_total": lambda: member.leases.expired,
     }.items():
         metrics.read(name, source)
     metrics.read_fact("etcd_server_id", lambda: f"{member.member_id:x}")

@@ -7,8 +7,8 @@ prometheus-client asks for them as of any collector, so that a program around th
 What is somebody else's state, such as revisions or sizes, is not copied here: :meth:`Metrics.read` names a function
 that is asked at the scrape. A metric that nobody counts or answers for is not shown.
 
-Names, types and buckets: etcd 3.5 ``etcdserver/metrics.go``, ``mvcc/metrics.go``, ``lease/metrics.go``,
-``wal/metrics.go``, ``mvcc/backend/metrics.go``; go-grpc-prometheus ``server_metrics.go``.
+Names, types and buckets: etcd 3.5 ``etcdserver/metrics.go``, ``etcdserver/api/v3rpc/metrics.go``, ``mvcc/metrics.go``,
+``lease/metrics.go``, ``wal/metrics.go``, ``mvcc/backend/metrics.go``; go-grpc-prometheus ``server_metrics.go``.
 """
 
 from __future__ import annotations
@@ -24,11 +24,21 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.utils import floatToGoString
 
 from twistedkv.errors import Code
-from twistedkv.protocols.rpc import Kind, Method
+from twistedkv.protocols.rpc import Call, Kind, Method
 
 DISK_SECONDS: Final = tuple(0.001 * 2**n for n in range(14))
+SNAPSHOT_SECONDS: Final = tuple(0.01 * 2**n for n in range(17))
+DEFRAG_SECONDS: Final = tuple(0.1 * 2**n for n in range(13))
+HASH_SECONDS: Final = tuple(0.01 * 2**n for n in range(15))
+COMPACTION_MS: Final = tuple(100.0 * 2**n for n in range(14))
+PAUSE_MS: Final = tuple(float(2**n) for n in range(13))
+CALL_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 APPLY_SECONDS: Final = tuple(0.0001 * 2**n for n in range(20))
 LEASE_SECONDS: Final = tuple(float(2**n) for n in range(24))
+
+_CLIENT_VERSION: Final = "client-api-version"  # what etcd's clients send of themselves
+_UNKNOWN_VERSION: Final = "unknown"
+_MOST_VERSIONS: Final = 50  # that are told apart; a client can make up any number of them
 
 _CODE_NAMES: Final = (  # by number, as grpc-go prints them
     "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied",
@@ -69,7 +79,6 @@ READABLE: Final = {  # name: type, help. Shown once somebody answers for them.
     "etcd_server_quota_backend_bytes": ("gauge", "The quota of the database in bytes."),
     "etcd_server_snapshot_apply_in_progress_total": ("gauge", "1 while a snapshot of another member is applied."),
     "etcd_disk_wal_write_bytes_total": ("gauge", "Bytes written to the write-ahead log."),
-    "etcd_disk_defrag_inflight": ("gauge", "1 while the database is defragmented."),
     "etcd_mvcc_db_total_size_in_bytes": ("gauge", "The size of the database in bytes."),
     "etcd_mvcc_db_total_size_in_use_in_bytes": ("gauge", "How much of the database is in use."),
     "etcd_mvcc_db_open_read_transactions": ("gauge", "Reads of the database in progress."),
@@ -94,6 +103,26 @@ READABLE: Final = {  # name: type, help. Shown once somebody answers for them.
     "etcd_debugging_lease_revoked_total": ("counter", "Leases revoked."),
     "etcd_debugging_server_lease_expired_total": ("counter", "Leases expired."),
     "etcd_debugging_auth_revision": ("gauge", "The revision of users and roles."),
+}
+
+_DISTRIBUTIONS: Final = {  # attribute: name, bounds, help
+    "wal_fsync": ("etcd_disk_wal_fsync_duration_seconds", DISK_SECONDS, "Flushes of the write-ahead log."),
+    "backend_commit": ("etcd_disk_backend_commit_duration_seconds", DISK_SECONDS, "Transactions of the database."),
+    "backend_snapshot": ("etcd_disk_backend_snapshot_duration_seconds", SNAPSHOT_SECONDS, "Snapshots for clients."),
+    "backend_defrag": ("etcd_disk_backend_defrag_duration_seconds", DEFRAG_SECONDS, "Defragmentations."),
+    "hash": ("etcd_mvcc_hash_duration_seconds", HASH_SECONDS, "Hashes of the whole database."),
+    "hash_rev": ("etcd_mvcc_hash_rev_duration_seconds", HASH_SECONDS, "Hashes of the keys as of a revision."),
+    "compaction_ms": (
+        "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds",
+        COMPACTION_MS,
+        "Deletions of what a compaction drops.",
+    ),
+    "compaction_pause_ms": (
+        "etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds",
+        PAUSE_MS,
+        "Waits for a batch of such deletions.",
+    ),
+    "lease_ttl": ("etcd_debugging_lease_ttl_total", LEASE_SECONDS, "Times to live that were asked for."),
 }
 
 _LABELLED: Final = {  # name: label, help. The value is 1, the fact is in the label.
@@ -135,14 +164,17 @@ class Distribution:
 class _Calls:
     """The calls of one method."""
 
-    __slots__ = ("handled", "labels", "one_request", "started", "unary")
+    __slots__ = ("clients", "handled", "labels", "one_request", "received", "seconds", "sent", "started", "unary")
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, method: Method, clients: dict[str, int]) -> None:
         service, _, name = method.path.lstrip("/").partition("/")
         self.labels = {"grpc_method": name, "grpc_service": service, "grpc_type": _KIND_NAMES[method.kind]}
         self.unary = method.kind is Kind.UNARY
         self.one_request = self.unary or method.kind is Kind.SERVER_STREAM
+        self.clients = clients  # calls by the version that the client told, of all methods of this kind
+        self.seconds = Distribution(CALL_SECONDS)
         self.started = 0
+        self.received = self.sent = 0  # messages of a stream; one more came if the request is only one
         self.handled = [0] * len(_CODE_NAMES)  # by code
 
 
@@ -154,9 +186,20 @@ class Metrics:
 
     Args:
         registry: to which this and the process's own figures are added; a new one if there is none.
+        clock_s: if given, the time that each call takes is shown as well (``--metrics=extensive``).
     """
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+    wal_fsync: Distribution
+    backend_commit: Distribution
+    backend_snapshot: Distribution
+    backend_defrag: Distribution
+    hash: Distribution
+    hash_rev: Distribution
+    compaction_ms: Distribution
+    compaction_pause_ms: Distribution
+    lease_ttl: Distribution
+
+    def __init__(self, registry: CollectorRegistry | None = None, clock_s: Callable[[], float] | None = None) -> None:
         self.leader_changes = 0
         self.proposals_failed = 0
         self.slow_applies = 0
@@ -167,13 +210,16 @@ class Metrics:
         self.health_failures = 0
         self.received_bytes = 0
         self.sent_bytes = 0
-        self.wal_fsync = Distribution(DISK_SECONDS)
-        self.backend_commit = Distribution(DISK_SECONDS)
-        self.lease_ttl = Distribution(LEASE_SECONDS)
+        self.defragmenting = 0
+        for attribute, (_, bounds, _) in _DISTRIBUTIONS.items():
+            setattr(self, attribute, Distribution(bounds))
+        self._clock_s = clock_s
         self._applies: dict[tuple[str, bool], Distribution] = {}
         self._checks: dict[tuple[str, str, bool], int] = {}
         self._last_checks: dict[tuple[str, str], bool] = {}
         self._calls: dict[str, _Calls] = {}
+        self._unary_clients: dict[str, int] = {}  # calls by the version that the client told
+        self._stream_clients: dict[str, int] = {}
         self._sources: dict[str, Callable[[], float]] = {}
         self._facts: dict[str, Callable[[], str]] = {}
         self._registry = CollectorRegistry() if registry is None else registry
@@ -203,21 +249,48 @@ class Metrics:
     def count_calls_of(self, methods: Iterable[Method]) -> None:
         """Show calls of ``methods``, from zero; others are not counted."""
         for method in methods:
-            self._calls[method.path] = _Calls(method)
+            clients = self._unary_clients if method.kind is Kind.UNARY else self._stream_clients
+            self._calls[method.path] = _Calls(method, clients)
 
     # What transports, endpoints and the member's own loop report.
 
-    def started(self, path: str) -> None:
-        """A call of the gRPC method ``path`` began."""
-        calls = self._calls.get(path)
-        if calls is not None:
-            calls.started += 1
+    def started(self, call: Call) -> None:
+        """A call began."""
+        head = call.head
+        calls = self._calls.get(head.path)
+        if calls is None:
+            return
+        calls.started += 1
+        version = head.metadata.get(_CLIENT_VERSION, _UNKNOWN_VERSION)
+        clients = calls.clients
+        try:
+            clients[version] += 1
+        except KeyError:
+            if len(clients) >= _MOST_VERSIONS:
+                version = _UNKNOWN_VERSION
+            clients[version] = clients.get(version, 0) + 1
+        if self._clock_s is not None:
+            call.began_s = self._clock_s()
 
-    def handled(self, path: str, code: int) -> None:
+    def handled(self, call: Call, code: int) -> None:
         """That call ended with ``code``."""
-        calls = self._calls.get(path)
+        calls = self._calls.get(call.head.path)
         if calls is not None:
             calls.handled[code] += 1
+            if self._clock_s is not None:
+                calls.seconds.observe(self._clock_s() - call.began_s)
+
+    def message_received(self, call: Call) -> None:
+        """One message of a client's stream came."""
+        calls = self._calls.get(call.head.path)
+        if calls is not None:
+            calls.received += 1
+
+    def message_sent(self, call: Call) -> None:
+        """One message of the answer's stream goes out."""
+        calls = self._calls.get(call.head.path)
+        if calls is not None:
+            calls.sent += 1
 
     def received(self, size: int) -> None:
         """So many bytes came from gRPC clients."""
@@ -262,11 +335,9 @@ class Metrics:
             label, text = _LABELLED[name]
             if value := fact():
                 yield _single(name, "gauge", text, 1, {label: value})
-        yield _histogram("etcd_disk_wal_fsync_duration_seconds", "Flushes of the write-ahead log.", self.wal_fsync)
-        yield _histogram(
-            "etcd_disk_backend_commit_duration_seconds", "Transactions of the database.", self.backend_commit
-        )
-        yield _histogram("etcd_debugging_lease_ttl_total", "Times to live that were asked for.", self.lease_ttl)
+        yield _single("etcd_disk_defrag_inflight", "gauge", "Defragmentations in progress.", self.defragmenting)
+        for attribute, (name, _, text) in _DISTRIBUTIONS.items():
+            yield _histogram(name, text, getattr(self, attribute))
         applies = Metric("etcd_server_apply_duration_seconds", "Time to apply an entry.", "histogram")
         for (operation, success), distribution in self._applies.items():
             labels = {"version": "v3", "op": operation, "success": str(success).lower()}
@@ -304,16 +375,21 @@ class Metrics:
         handled = Metric("grpc_server_handled_total", "Calls ended, by status.", "counter")
         received = Metric("grpc_server_msg_received_total", "Messages received.", "counter")
         sent = Metric("grpc_server_msg_sent_total", "Messages sent.", "counter")
+        seconds = Metric("grpc_server_handling_seconds", "Time from the start of a call to its end.", "histogram")
+        requests = Metric("etcd_server_client_requests_total", "Calls by the client's version.", "counter")
         for calls in self._calls.values():
             started.add_sample(started.name, calls.labels, calls.started)
             for code, count in zip(_CODE_NAMES, calls.handled, strict=True):
                 handled.add_sample(handled.name, {**calls.labels, "grpc_code": code}, count)
-            # The messages of streams are not reported to us; where a call has one, it is the call.
-            if calls.one_request:
-                received.add_sample(received.name, calls.labels, calls.started)
-            if calls.unary:
-                sent.add_sample(sent.name, calls.labels, calls.handled[Code.OK])
-        yield from (started, handled, received, sent)
+            # Where a call has one message, it is the call that was counted.
+            received.add_sample(received.name, calls.labels, calls.received + calls.started * calls.one_request)
+            sent.add_sample(sent.name, calls.labels, calls.sent + calls.handled[Code.OK] * calls.unary)
+            if self._clock_s is not None:
+                calls.seconds.add_to(seconds, calls.labels)
+        for kind, clients in (("unary", self._unary_clients), ("stream", self._stream_clients)):
+            for version, count in clients.items():
+                requests.add_sample(requests.name, {"type": kind, "client_api_version": version}, count)
+        yield from (started, handled, received, sent, seconds, requests)
 
     def _collect_checks(self) -> Iterator[Metric]:
         checks = Metric("etcd_server_healthchecks_total", "Checks of /livez and /readyz.", "counter")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, TimeoutError
@@ -21,7 +22,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twistedkv.apply import Alarms, Applier
+from twistedkv.apply import META_APPLIED_INDEX, META_APPLIED_TERM, Alarms, Applier
 from twistedkv.compaction import AutoCompaction, PeriodicCompaction, RevisionCompaction, Sweeper
 from twistedkv.config import CompactionMode, Config
 from twistedkv.errors import (
@@ -34,7 +35,12 @@ from twistedkv.errors import (
     StoppedError,
     TooManyRequestsError,
 )
+from twistedkv.history import Replay, Replayed
 from twistedkv.identity import RequestIds
+from twistedkv.lease import Lessor
+from twistedkv.leaseclock import LeaseClock
+from twistedkv.logkeeper import LogKeeper
+from twistedkv.logwriter import LogWriter
 from twistedkv.members import Membership
 from twistedkv.metrics import Metrics
 from twistedkv.pb.membership_pb2 import Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest
@@ -42,31 +48,28 @@ from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
 from twistedkv.pb.raft_pb2 import ConfChange
 from twistedkv.pb.rpc_pb2 import NOSPACE, AlarmRequest, CompactionRequest
 from twistedkv.protocols.turn import Turn
-from twistedkv.raft.messages import Entry, EntryType, ProposalDropped, Ready, Role, SnapshotMeta
+from twistedkv.raft.messages import Entry, EntryType, ProposalDropped, Ready, Role, SnapshotMeta, SoftState
 from twistedkv.raft.node import RaftNode
+from twistedkv.reads import ReadGate
 from twistedkv.storage.backend import Backend, BackendError, Batch, Bucket, Size
 from twistedkv.storage.mvcc import Loan, Need, fetch
-from twistedkv.storage.wal import WAL, DiskFullError
+from twistedkv.storage.wal import WAL
 from twistedkv.storage.worker import StorageWorker
 from twistedkv.storage.writebehind import WriteBehind
+from twistedkv.watch import WatchHub
+from twistedkv.watchevents import ResponseEncoder
 from twistedkv.wire import HeaderEncoder, prefixed, varint
 
 SERVER_VERSION = "3.5.1"  # the etcd whose behaviour this is
 CLUSTER_VERSION = "3.5.0"
 
-META_APPLIED_INDEX = b"applied_index"  # decimal, in Bucket.META; written with what that index brought
-META_APPLIED_TERM = b"applied_term"
-
 _REQUEST_TIMEOUT_S = 5.0  # etcd server/config/config.go, ReqTimeout: plus two election timeouts
 _MOST_UNAPPLIED_ENTRIES = 5_000  # etcd server/etcdserver/v3_server.go, maxGapBetweenApplyAndCommitIndex
+_SLOW_APPLY_S = 0.1  # etcd server/etcdserver/apply.go, warnApplyDuration; of an entry there, of a batch here
 _MOST_WAITING_BYTES = 64 << 20  # proposals that may wait for the disk before new ones are refused
 _BACKLOG_ROWS = 50_000  # rows that may wait for the database before applying waits too
 _BACKLOG_BYTES = 64 << 20
-_CATCH_UP_ENTRIES = 5_000  # of the log, kept in memory for followers; etcd SnapshotCatchUpEntries
-_CATCH_UP_BYTES = 16 << 20
-_LOG_BYTES = 256 << 20  # of log on disk after which it is cut short, however few entries that are
-_INLINE_SYNC_S = 0.002  # a disk slower than this is never waited for on the reactor's thread
-_DISK_RETRY_S = 0.5
+FRAME_BYTES = 512 << 10  # more than a request may a message have; etcd embed/etcd.go, grpcOverheadBytes
 _STOP_FLUSH_S = 10.0  # for a database that takes no writes; all of it is in the log as well
 
 _HEADER_TAG = varint(100 << 3 | 2)  # InternalRaftRequest.header
@@ -130,6 +133,7 @@ class Member:
         compaction_done: the compact revision up to which rows are deleted already.
         metrics: what is counted.
         on_failure: called once when the member cannot go on; it has stopped serving by then.
+        monotonic_s: the time that leases are counted by; the reactor's if none is given.
     """
 
     def __init__(
@@ -149,6 +153,7 @@ class Member:
         compaction_done: int,
         metrics: Metrics,
         on_failure: Callable[[BaseException], None],
+        monotonic_s: Callable[[], float] | None = None,
     ) -> None:
         self.config = config
         self.reactor = reactor
@@ -162,33 +167,43 @@ class Member:
         self.size = Size(0, 0)
         self._turn = turn
         self._node = node
-        self._wal = wal
-        self._wal_worker = wal_worker
+        self._writer = LogWriter(wal, wal_worker, reactor, metrics, self._schedule_drive, self._halt)
+        self._keeper = LogKeeper(node.log, self._writer, config.snapshot_count, self._make_durable)
         self._backend = backend
         self._worker = worker
         self._on_failure = on_failure
         self._write_behind = WriteBehind(backend, worker, self._take_batch, reactor, self._halt)
+        self._write_behind.on_commit = metrics.backend_commit.observe
         self._told_rows = self._told_bytes = 0  # how much of the store's batch the write-behind knows of
-        self.sweeper = Sweeper(self.store, self.read_backend, reactor, compaction_done)
+        self.sweeper = Sweeper(self.store, self.read_backend, reactor, compaction_done, metrics)
         self._auto_compaction = _auto_compaction(self, config, reactor)
+        self.leases = LeaseClock(
+            applier.lessor,
+            self.propose_request,
+            reactor,
+            monotonic_s or reactor.seconds,
+            config.election_timeout_ms / 1000,
+            metrics.lease_ttl,
+            config.enable_lease_checkpoint,
+            self._halt,
+        )
+        self.hub = WatchHub(
+            self.store,
+            ResponseEncoder(self.header, config.max_request_bytes + FRAME_BYTES),
+            lambda: self.term,
+            self._read_history,
+            reactor.callLater,
+            Random(member_id ^ int(reactor.seconds() * 1000)),
+        )
         self._ids = RequestIds(member_id, int(reactor.seconds() * 1000))
         self._timeout_s = _REQUEST_TIMEOUT_S + 2 * config.election_timeout_ms / 1000
         self._waiting: dict[int, tuple[Waiter, float]] = {}  # request id to waiter and deadline, oldest first
         self._proposals: list[bytes] = []
         self._waiting_bytes = 0  # of proposals that the disk does not have yet
         self._drive_call: IDelayedCall | None = None
-        self._disk_busy = False
-        self._disk_full = False
-        self._last_sync_s = 0.0
-        self._sync_s = 0.0  # a running mean of what the disk took
-        self._wal_jobs: deque[tuple[Callable[[], None], Deferred[None]]] = deque()
         self._to_apply: deque[Entry] = deque()
         self._apply_paused = False
-        self._snapshot_index = node.log.compacted
-        self._snapshot_wal_bytes = 0
-        self._snapshotting = False
-        self._applied_bytes = 0  # of entries, since the log in memory was trimmed
-        self._readers: deque[tuple[int, float, Callable[[], None], Callable[[KVError], None]]] = deque()
+        self._reads = ReadGate(self._timeout_s, self._ids.next)
         self._may_read = False  # sole voter, leader, with an entry of its own term applied
         self._stopped = False
         self._ticker = LoopingCall(self._tick)
@@ -200,13 +215,13 @@ class Member:
 
     def start(self) -> None:
         """Begin to tick; a sole voter becomes leader at once."""
-        self._wal.on_sync = self._on_sync
         self._ticker.start(self.config.heartbeat_interval_ms / 1000, now=False).addErrback(self._halt)
         self._campaign_alone()
-        self._trim_log()
+        self._keeper.trim(self.applied)
         self._refresh_size()
         self._schedule_drive()
         self.sweeper.sweep()
+        self.leases.start()
         if self._auto_compaction is not None:
             self._auto_compaction.start()
         self.when_readable(self._publish, self._cannot_publish)
@@ -223,14 +238,13 @@ class Member:
         if self._drive_call is not None:
             self._drive_call.cancel()
             self._drive_call = None
-        await self._wal_worker.run(lambda: None)  # what the disk is doing now, it finishes
         self._record_applied()
         try:
             await self._write_behind.flush().addTimeout(_STOP_FLUSH_S, self.reactor)
         except (BackendError, TimeoutError) as error:
             _log.warn("the database is behind, the next start reads the rest from the log: {error}", error=error)
         self._write_behind.stop()
-        await self._wal_worker.run(self._wal.close)
+        await self._writer.stop()
 
     def _halt(self, failure: Any) -> None:
         """The member can not go on: stop serving, say why, and let the wiring end the process."""
@@ -244,7 +258,10 @@ class Member:
 
     def _stop_working(self) -> None:
         self._end_waiting(StoppedError())
+        self._writer.abandon()
         self.sweeper.stop()
+        self.leases.stop()
+        self.hub.stop()
         for call in self._delayed:
             call.cancel()
         self._delayed.clear()
@@ -255,12 +272,10 @@ class Member:
 
     def _end_waiting(self, error: KVError) -> None:
         waiting, self._waiting = self._waiting, {}
-        readers, self._readers = self._readers, deque()
         with self._turn:
             for waiter, _ in waiting.values():
                 waiter.fail(error)
-            for _, _, _, fail in readers:
-                fail(error)
+            self._reads.end(error)
 
     def _publish(self) -> None:
         """Tell the cluster our name and client URLs, and decide its version, where that is not done yet."""
@@ -292,6 +307,11 @@ class Member:
         return self._node.leader
 
     @property
+    def stopped(self) -> bool:
+        """Whether it serves no more."""
+        return self._stopped
+
+    @property
     def is_leader(self) -> bool:
         """Whether this member leads."""
         return self._node.role is Role.LEADER
@@ -317,6 +337,11 @@ class Member:
         return self.applier.membership
 
     @property
+    def lessor(self) -> Lessor:
+        """Which leases exist; :attr:`leases` counts their time."""
+        return self.applier.lessor
+
+    @property
     def alarms(self) -> Alarms:
         """Which alarms are raised."""
         return self.applier.alarms
@@ -324,7 +349,7 @@ class Member:
     @property
     def wal_bytes_written(self) -> int:
         """Bytes written to the log since the start."""
-        return self._wal.bytes_written
+        return self._writer.bytes_written
 
     @property
     def pending(self) -> int:
@@ -334,7 +359,7 @@ class Member:
     @property
     def disk_trouble(self) -> str | None:
         """What is wrong with the disks right now, or None."""
-        if self._disk_full:
+        if self._writer.full:
             return "the write-ahead log's disk is full"
         return self._write_behind.failing
 
@@ -356,7 +381,7 @@ class Member:
         ):
             waiter.fail(TooManyRequestsError())
             return
-        if self._disk_full:
+        if self._writer.full:
             waiter.fail(NoSpaceError())
             return
         request_id = self._ids.next()
@@ -367,7 +392,7 @@ class Member:
         self._waiting[request_id] = (waiter, self.reactor.seconds() + self._timeout_s)
         self._waiting_bytes += len(data)
         self._proposals.append(data)
-        if self._drive_call is None and not self._disk_busy:
+        if self._drive_call is None and not self._writer.busy:
             self._schedule_drive()
 
     def propose_request(self, request: InternalRaftRequest) -> Deferred[bytes]:
@@ -376,6 +401,13 @@ class Member:
         request.ClearField("header")
         self.propose(request.SerializeToString(), outcome)
         return outcome.deferred
+
+    def new_id(self) -> int:
+        """An id that is unique in the cluster, positive and of 63 bits; etcd ``v3_server.go``, LeaseGrant."""
+        while True:
+            made = self._ids.next() & (1 << 63) - 1
+            if made:
+                return made
 
     def propose_compaction(self, body: bytes, waiter: Waiter) -> None:
         """As :meth:`propose`, for a compaction: a physical one is answered when its rows are gone."""
@@ -426,7 +458,9 @@ class Member:
         elif self._stopped:
             fail(StoppedError())
         else:
-            self._readers.append((0, self.reactor.seconds() + self._timeout_s, ready, fail))
+            self._reads.ask(ready, fail, self.reactor.seconds())
+            if self._drive_call is None and not self._writer.busy:
+                self._schedule_drive()
 
     def fetch(self, needs: Sequence[Need]) -> Deferred[Loan]:
         """Read from the database what the store does not hold."""
@@ -435,6 +469,22 @@ class Member:
     def read_backend(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         """Run ``function(backend, *arguments)`` on the storage thread, after everything applied so far was written."""
         return self._write_behind.read(function, self._backend, *arguments)
+
+    def on_storage_thread(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        """Run ``function(backend, *arguments)`` on the storage thread, after what was asked of it before."""
+        return self._worker.run(function, self._backend, *arguments)
+
+    def _read_history(self, replay: Replay, replayed: Callable[[Replayed], None], failed: Callable[[], None]) -> None:
+        """Read the past for watchers that are behind."""
+
+        def refused(failure: Failure) -> None:
+            if not failure.check(BackendError):
+                self._halt(failure)
+            elif not self._stopped:
+                _log.error("watchers wait for the database: {error}", error=failure.value)
+                failed()
+
+        self.read_backend(replay.run).addCallback(replayed).addErrback(refused)
 
     def _campaign_alone(self) -> None:
         """A sole voter needs not wait for an election timeout."""
@@ -464,9 +514,8 @@ class Member:
                 del self._waiting[request_id]
                 self.metrics.proposals_failed += 1
                 waiter.fail(RequestTimeoutError() if self._node.leader else NoLeaderError())
-            while self._readers and self._readers[0][1] <= now:
-                self._readers.popleft()[3](RequestTimeoutError())
-        if not self._disk_busy and self._node.has_ready():
+            self._reads.expire(now)
+        if not self._writer.busy and (self._reads.waiting or self._node.has_ready()):
             self._schedule_drive()
 
     def _drive(self) -> None:
@@ -481,30 +530,31 @@ class Member:
         self._halt(Failure(error))
 
     def _drive_once(self) -> None:
-        while not self._disk_busy:
-            if self._wal_jobs:
-                self._run_wal_job()
-                return
+        while not self._writer.busy:
             if not self._node.has_ready():  # else first what is committed: it need not wait for the next batch's disk
-                if not self._proposals:
-                    return
-                self._propose_collected()
+                if self._reads.waiting and not self._may_read:
+                    self._ask_to_read()
+                if self._proposals:
+                    self._propose_collected()
                 if not self._node.has_ready():
                     return
             ready = self._node.ready()
-            if not ready.must_sync:
+            if not ready.must_sync or self._writer.append(ready, self._durable):
                 self._handle(ready)
-            elif self._sync_s < _INLINE_SYNC_S:
-                try:
-                    self._wal.append(ready.hard_state, ready.entries)
-                except DiskFullError as error:
-                    self._on_disk_full(ready, error)
-                    return
-                self._learn_sync_time()
-                self._handle(ready)
-            else:
-                self._disk_busy = True
-                self._append_behind(ready)
+
+    def _durable(self, ready: Ready) -> None:
+        """What the disk was waited for is on it."""
+        with self._turn:
+            self._handle(ready)
+            self._drive_once()
+
+    def _ask_to_read(self) -> None:
+        context = self._reads.next_question(self.reactor.seconds())
+        if context is not None:
+            try:
+                self._node.read_index(context)
+            except ProposalDropped:
+                self._reads.not_asked()  # nobody leads; the next tick asks again
 
     def _propose_collected(self) -> None:
         proposals, self._proposals = self._proposals, []
@@ -514,68 +564,47 @@ class Member:
             # Nobody leads. The waiters run into their time-out, as etcd's do.
             self._waiting_bytes -= sum(map(len, proposals))
 
-    def _append_behind(self, ready: Ready) -> None:
-
-        def appended(_: None) -> None:
-            self._disk_busy = False
-            self._disk_full = False
-            self._learn_sync_time()
-            if self._stopped:
-                return
-            try:
-                with self._turn:
-                    self._handle(ready)
-                    self._drive_once()
-            except Exception as error:
-                self._fail(error)
-
-        def failed(failure: Any) -> None:
-            if failure.check(DiskFullError):
-                self._on_disk_full(ready, failure.value)
-            else:
-                self._halt(failure)
-
-        self._wal_worker.run(self._wal.append, ready.hard_state, ready.entries).addCallbacks(appended, failed)
-
-    def _learn_sync_time(self) -> None:
-        taken_s = self._last_sync_s
-        self.metrics.wal_fsync.observe(taken_s)
-        self._sync_s += (min(taken_s, 1.0) - self._sync_s) * 0.1
-
-    def _on_disk_full(self, ready: Ready, error: DiskFullError) -> None:
-        """Keep the batch and try again; new writes are refused meanwhile, and what is waiting may still succeed."""
-        if not self._disk_full:
-            _log.error("writes wait: {error}", error=error)
-        self._disk_full = True
-        self._disk_busy = True
-        if not self._stopped:
-            self._later(_DISK_RETRY_S, self._append_behind, ready)
-
     def _handle(self, ready: Ready) -> None:
         """``ready`` is durable: tell the node, and apply what it says is committed."""
         for entry in ready.entries:
             self._waiting_bytes -= len(entry.data)
         self._waiting_bytes = max(self._waiting_bytes, 0)
         if ready.soft_state is not None:
-            self._may_read = False
-            self.metrics.leader_changes += ready.soft_state.leader != 0
+            self._on_soft_state(ready.soft_state)
+        for state in ready.read_states:
+            self._reads.answered(state.context, state.index)
         self._to_apply.extend(ready.committed)
         self._node.advance(ready)
         if not self._apply_paused:
             self._apply()
+
+    def _on_soft_state(self, state: SoftState) -> None:
+        """Another leader, or another role of ours."""
+        self._may_read = False
+        self._reads.leader_changed()
+        if self.leases.leading and state.role is not Role.LEADER:
+            self.leases.follow()
+        self.metrics.leader_changes += state.leader != 0
 
     # --- applying ----------------------------------------------------------------------------------
 
     def _apply(self) -> None:
         """Apply what is committed, in order, until all is done or something has to be fetched first."""
         to_apply = self._to_apply
-        while to_apply:
+        applied_all = True
+        began_s = self.reactor.seconds()
+        while to_apply and applied_all:
             entry = to_apply[0]
-            if not self._apply_entry(entry):
-                return
-            to_apply.popleft()
-            self.applied, self.applied_term = entry.index, entry.term
-            self._applied_bytes += len(entry.data)
+            applied_all = self._apply_entry(entry)
+            if applied_all:
+                to_apply.popleft()
+                self._keeper.applied(len(entry.data))
+        if self.reactor.seconds() - began_s > _SLOW_APPLY_S:
+            self.metrics.slow_applies += 1
+        if self.hub.fresh:
+            self.hub.dispatch()
+        if not applied_all:
+            return
         store = self.store
         if store.batch:
             rows, size = len(store.batch.rows), store.batch_bytes
@@ -588,32 +617,32 @@ class Member:
         self._campaign_alone()
         if not self._may_read and self.is_leader and self._is_sole_voter and self.applied_term == self._node.term:
             self._may_read = True
-        if self._readers and self.may_read:
-            readers, self._readers = self._readers, deque()
-            for _, _, ready, _ in readers:
-                ready()
-        if self._applied_bytes > _CATCH_UP_BYTES or self.applied - self._node.log.compacted > 2 * _CATCH_UP_ENTRIES:
-            self._trim_log()
-        if not self._snapshotting and (
-            self.applied - self._snapshot_index >= self.config.snapshot_count
-            or self._wal.bytes_written - self._snapshot_wal_bytes > _LOG_BYTES
-        ):
-            self._take_snapshot()
+        if self._reads.waiting:
+            if self.may_read:
+                self._reads.open()
+            else:
+                self._reads.applied(self.applied)
+        self._keeper.look(self.applied, self._describe)
 
     def _apply_entry(self, entry: Entry, loan: Loan | None = None) -> bool:
         """Apply one entry and answer who waits for it; False if it has to wait for the database."""
-        if entry.type is not EntryType.NORMAL:
-            self._apply_conf_change(entry)
-            return True
-        if not entry.data:
-            return True  # a new leader's first entry
-        request = InternalRaftRequest.FromString(entry.data)
+        request = InternalRaftRequest.FromString(entry.data) if entry.type is EntryType.NORMAL else None
         applier = self.applier
-        if loan is None and (applier.store.index.evicted or request.HasField("txn")):
+        if request is not None and loan is None and (applier.store.index.evicted or request.HasField("txn")):
             needs = tuple(applier.needs(request))
             if needs:
                 self._pause_apply(self.fetch(needs).addCallback(self._apply_with_loan, entry))
                 return False
+        # Before anybody hears of it: an answer may lead to a flush, whose batch says for which index it stands.
+        self.applied, self.applied_term = entry.index, entry.term
+        if request is None:
+            self._apply_conf_change(entry)
+            return True
+        if not entry.data:
+            # A new leader's first entry: what earlier ones committed is applied, all leases are known.
+            if self.is_leader and entry.term == self._node.term:
+                self.leases.lead()
+            return True
         waiting = self._waiting.pop(request.header.ID, None)
         try:
             done = applier.apply(request)
@@ -637,7 +666,6 @@ class Member:
         finally:
             self.store.lend(None)
         self._to_apply.popleft()
-        self.applied, self.applied_term = entry.index, entry.term
 
     def _pause_apply(self, until: Deferred[Any]) -> None:
         self._apply_paused = True
@@ -652,8 +680,19 @@ class Member:
 
     def _apply_conf_change(self, entry: Entry) -> None:
         change = ConfChange.FromString(entry.data)
-        self.applier.apply_conf_change(change)
-        self._node.apply_conf_change(change)
+        waiting = self._waiting.pop(change.id, None)
+        try:
+            self.applier.apply_conf_change(change)
+        except (KVError, ValueError) as error:
+            # Raft is told of a change that concerns nobody, on every member alike (etcd server.go, applyConfChange).
+            change.node_id = 0
+            self._node.apply_conf_change(change)
+            if waiting is not None:
+                waiting[0].fail(error)
+        else:
+            self._node.apply_conf_change(change)
+            if waiting is not None:
+                waiting[0].reply(b"")
 
     # --- behind the scenes -------------------------------------------------------------------------
 
@@ -669,68 +708,14 @@ class Member:
         self.store.record(Bucket.META, META_APPLIED_INDEX, b"%d" % self.applied)
         self.store.record(Bucket.META, META_APPLIED_TERM, b"%d" % self.applied_term)
 
-    def _take_snapshot(self) -> None:
-        """Let the log go up to here: bring the database up to date and make it durable, then say so in the WAL."""
-        self._snapshotting = True
-        self._snapshot_wal_bytes = self._wal.bytes_written
-        meta = SnapshotMeta(self.applied, self.applied_term, self.applier.membership.conf_state())
+    def _describe(self) -> SnapshotMeta:
+        """The state as it is now, as a point of the log."""
+        return SnapshotMeta(self.applied, self.applied_term, self.applier.membership.conf_state())
+
+    def _make_durable(self) -> Deferred[None]:
+        """Bring the database up to what is applied now, and sync it."""
         self._record_applied()
-
-        def durable(_: Any) -> Deferred[None]:
-            return self._in_wal(lambda: self._release_log(meta))
-
-        def done(_: Any) -> None:
-            self._snapshot_index = meta.index
-            _log.info("log released up to {index}", index=meta.index)
-
-        def failed(failure: Any) -> None:
-            # The log stays as long as it is; the next batch of entries tries again.
-            self._snapshot_index = self.applied
-            _log.error("cannot release the log: {error}", error=failure.value)
-
-        def over(_: Any) -> None:
-            self._snapshotting = False
-
-        written = self._write_behind.read(self._backend.sync)
-        written.addCallback(durable).addCallbacks(done, failed).addBoth(over)
-
-    def _trim_log(self) -> None:
-        """Drop from memory what no follower is likely to ask for; the log on disk stays."""
-        self._applied_bytes = 0
-        log = self._node.log
-        last = min(self.applied, log.applied)
-        first = max(last - _CATCH_UP_ENTRIES, log.compacted)
-        kept = 0
-        if last > first:
-            for entry in reversed(log.slice(first + 1, last)):
-                kept += len(entry.data)
-                if kept > _CATCH_UP_BYTES:
-                    first = entry.index
-                    break
-        log.compact(first)
-
-    def _release_log(self, meta: SnapshotMeta) -> None:
-        self._wal.save_snapshot(meta)
-        self._wal.release(meta.index)
-
-    def _in_wal(self, job: Callable[[], None]) -> Deferred[None]:
-        """Run ``job`` on the WAL's thread when the log is not in use."""
-        done: Deferred[None] = Deferred()
-        self._wal_jobs.append((job, done))
-        if not self._disk_busy:
-            self._schedule_drive()
-        return done
-
-    def _run_wal_job(self) -> None:
-        job, done = self._wal_jobs.popleft()
-        self._disk_busy = True
-
-        def over(result: Any) -> Any:
-            self._disk_busy = False
-            self._schedule_drive()
-            return result
-
-        self._wal_worker.run(job).addBoth(over).chainDeferred(done)
+        return self._write_behind.read(self._backend.sync)
 
     def _later(self, delay_s: float, function: Callable[..., None], *arguments: Any) -> None:
         """Call ``function`` after a while, unless the member stops before."""
@@ -741,10 +726,6 @@ class Member:
 
         call = self.reactor.callLater(delay_s, due)
         self._delayed.add(call)
-
-    def _on_sync(self, seconds: float) -> None:
-        """Called on whichever thread waited for the disk; looked at when the reactor's thread knows that it is done."""
-        self._last_sync_s = seconds
 
     def _refresh_size(self) -> None:
         def known(size: Size) -> None:

@@ -296,6 +296,23 @@ class Executor:
         body = self._delete(request)
         return Done(self.store.end(), body)
 
+    def delete_keys(self, keys: Sequence[bytes]) -> int:
+        """Delete keys that are live, in their order and at one revision; the revision after it.
+
+        More keys than one transaction can change take as many revisions as they need, the same ones on every member:
+        nobody is there to be told that they are too many.
+        """
+        store = self.store
+        for first in range(0, len(keys), MAX_DELETED):
+            store.begin()
+            for key in keys[first : first + MAX_DELETED]:
+                for each, lease in store.delete(key):
+                    self.lessor.detach(lease, each)
+            store.end()
+        self.counts.deletes += len(keys)
+        self.counts.txns += len(keys) > 1
+        return store.revision
+
     def txn(self, request: TxnRequest) -> Done:
         """Carry out a transaction: all compares on the state before it, then the chosen operations in order.
 

@@ -38,6 +38,7 @@ class Row:
     connections: int
     streams: int
     gateway: bool = False
+    puts: int = 0  # see Job
 
 
 ROWS = (
@@ -49,6 +50,12 @@ ROWS = (
     Row("gateway-range", "Gateway range, 50 connections x 1", "range", 50, 1, gateway=True),
     Row("put-1x1", "Put, one sequential client", "put", 1, 1),
     Row("range-1x1", "Range, one sequential client", "range", 1, 1),
+    Row("txn-50x1", "Txn (compare, put), 50 connections x 1", "txn", 50, 1),
+    Row("txn-10x20", "Txn (compare, put), 10 connections x 20", "txn", 10, 20),
+    Row("scan-10x1", "Range of 1,000 keys, 10 connections x 1", "scan", 10, 1),
+    Row("keepalive-50", "Lease keepalives, 50 streams", "keepalive", 50, 1),
+    Row("fanout-1000", "Watch: one put to 1,000 watchers, events", "fanout", 10, 100, puts=1),
+    Row("fanout-100", "Watch: 10 puts at once to 100 watchers, events", "fanout", 10, 10, puts=10),
 )
 
 
@@ -60,6 +67,7 @@ class Figures:
     server_cpu_s: float = 0.0
     client_cpu_s: float = 0.0
     latencies_us: list[int] = field(default_factory=list)
+    count: int = 0  # of answers, or of events
 
     def add(self, result: Result) -> None:
         """One more pass."""
@@ -67,16 +75,17 @@ class Figures:
         self.server_cpu_s += result.server_cpu_s
         self.client_cpu_s += result.client_cpu_s
         self.latencies_us += result.latencies_us
+        self.count += result.events or len(result.latencies_us)
 
     @property
     def rate(self) -> float:
-        """Requests a second."""
-        return len(self.latencies_us) / self.seconds
+        """Requests or events a second."""
+        return self.count / self.seconds
 
     @property
     def cpu_us(self) -> float:
-        """The server's CPU time for one request."""
-        return self.server_cpu_s * 1e6 / max(1, len(self.latencies_us))
+        """The server's CPU time for one request or event."""
+        return self.server_cpu_s * 1e6 / max(1, self.count)
 
     def percentile(self, percent: int) -> float:
         """Milliseconds within which so many of the answers came."""
@@ -130,7 +139,9 @@ class Bench:
         for row in self._rows:
             result = self._load(server, row, keys, self._seconds)
             self.figures[name, row.name].add(result)
-            _say(f"  {row.title}: {len(result.latencies_us) / result.seconds:,.0f}/s")
+            rate = (result.events or len(result.latencies_us)) / result.seconds
+            busy = result.client_cpu_s / result.seconds
+            _say(f"  {row.title}: {rate:,.0f}/s, the load generator {busy:.0%} of a core")
 
     def _load(self, server: ServerProcess, row: Row, keys: int, seconds: float) -> Result:
         tls = server.tls
@@ -146,6 +157,7 @@ class Bench:
             keys=keys,
             value_bytes=VALUE_BYTES,
             seconds=seconds,
+            puts=row.puts,
         )
         command = [sys.executable, "-m", "tests.bench.load"]
         order = json.dumps(asdict(job)).encode()
@@ -161,7 +173,7 @@ def table(bench: Bench, rows: Sequence[Row], names: Sequence[str]) -> str:
     """The figures as Markdown; with two servers also what the second makes of the first."""
     ratio = len(names) == 2
     heads = ["load"]
-    for what in ("req/s", "CPU µs/req", "p50 ms", "p99 ms"):
+    for what in ("1/s", "CPU µs each", "p50 ms", "p99 ms"):
         heads += [f"{name} {what}" for name in names] + (["ratio"] if ratio else [])
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     for row in rows:
@@ -191,8 +203,8 @@ def describe(bench: Bench, names: Sequence[str], keys: int, plaintext: bool) -> 
             f"{', '.join(f'{name} {versions[name]}' for name in names)}; Python {platform.python_version()}, "
             f"Twisted {_version('twisted')}; {os.cpu_count()} cores, {memory:.0f} GiB, Linux {platform.release()}; "
             f"{'plaintext' if plaintext else 'mutual TLS'}, values of {VALUE_BYTES} bytes, "
-            "linearizable reads of one key, every Put synced to disk. A ratio is the second server's figure over the "
-            "first's.",
+            "linearizable reads, every Put synced to disk. What is counted is requests, with watches events. "
+            "A ratio is the second server's figure over the first's.",
             f"Resident memory after {keys:,} keys of {VALUE_BYTES} bytes: {sizes}. "
             f"The load generator took up to {max(busy, default=0):.0%} of one core.",
         ]

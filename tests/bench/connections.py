@@ -12,6 +12,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from time import perf_counter
+from typing import Protocol
 
 from twistedkv.protocols.grpcclient import GrpcClientConnection
 
@@ -130,7 +131,18 @@ def _is_whole(head: bytes, body: bytes) -> bool:
     return body.endswith(b"0\r\n\r\n")  # chunked; this cannot be inside compact JSON
 
 
-Load = GrpcLoad | HttpLoad
+class Load(Protocol):
+    """What happens over one connection."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that wait for their answer."""
+
+    def start(self) -> bytes:
+        """The first bytes to send."""
+
+    def receive(self, data: bytes) -> bytes:
+        """Take what came; what is to be sent for it."""
 
 
 class _Link:
@@ -222,6 +234,25 @@ class Loop:
         link = self._links[raw.fileno()] = _Link(raw, load, self._context, self._address[0])
         self._poll.register(raw.fileno(), select.EPOLLIN)
         link.send(load.start())
+
+    def send(self, load: Load, data: bytes) -> None:
+        """Send more over the connection of ``load``, outside of :meth:`turn`."""
+        for number, link in self._links.items():
+            if link.load is load:
+                link.send(data)
+                self._poll.modify(number, select.EPOLLIN | (select.EPOLLOUT if link.unsent else 0))
+
+    def stop_reading(self, load: Load) -> None:
+        """Leave unread what comes over the connection of ``load``, until :meth:`read_again`."""
+        for number, link in self._links.items():
+            if link.load is load:
+                self._poll.unregister(number)
+
+    def read_again(self, load: Load) -> None:
+        """Undo :meth:`stop_reading`."""
+        for number, link in self._links.items():
+            if link.load is load:
+                self._poll.register(number, select.EPOLLIN)
 
     def turn(self) -> None:
         """Wait shortly for readiness, and serve what is ready."""

@@ -1,4 +1,4 @@
-"""The load generator: one process, one kind of request, run for a time or through a list of keys once.
+"""The load generator: one process, one kind of load, run for a time or through a list of keys once.
 
 Started by the benchmark as ``python -m tests.bench.load``, with a :class:`Job` as JSON on standard input; it writes a
 :class:`Result` as JSON to standard output. It reads the server's CPU time itself, at the edges of what it measures.
@@ -17,13 +17,23 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from random import Random
 
+from google.protobuf.message import Message
+
 from tests.bench.connections import GrpcLoad, HttpLoad, Loop
+from tests.bench.streaming import FanOut, KeepAliveLoad
 from tests.functional.processes import cpu_seconds_of
 from twistedkv.pb import rpc_pb2 as pb
 
 WARM_UP_S = 0.3
+SCANNED_KEYS = 1000
 _DISTINCT = 1 << 15  # requests prepared beforehand; they are sent in turn
 _DRAIN_TIMEOUT_S = 60.0
+_PATHS = {
+    "put": "/etcdserverpb.KV/Put",
+    "range": "/etcdserverpb.KV/Range",
+    "scan": "/etcdserverpb.KV/Range",
+    "txn": "/etcdserverpb.KV/Txn",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +44,14 @@ class Job:
     port: int
     server_pid: int
     tls: tuple[str, str, str] | None  # CA, client certificate, client key
-    method: str  # put | range
+    method: str  # put | range | scan | txn | keepalive | fanout
     gateway: bool
     connections: int
-    streams: int  # in flight on each connection
+    streams: int  # in flight on each connection; of fanout: watches on its one stream
     keys: int
     value_bytes: int
     seconds: float  # measured, after the warm-up; 0: put every key once and stop
+    puts: int = 0  # of fanout: at most so many that are not yet with every watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +62,7 @@ class Result:
     server_cpu_s: float
     client_cpu_s: float
     latencies_us: list[int]  # one for each answer that came within the measured time
+    events: int = 0  # delivered to watchers, where that is what counts
 
 
 def key_of(number: int) -> bytes:
@@ -60,13 +72,13 @@ def key_of(number: int) -> bytes:
 
 def requests(job: Job, dice: Random) -> list[bytes]:
     """Serialised requests in the order in which they are sent."""
-    numbers = [dice.randrange(job.keys) for _ in range(_DISTINCT)] if job.seconds else range(job.keys)
+    most = max(1, job.keys - SCANNED_KEYS) if job.method == "scan" else job.keys
+    numbers = [dice.randrange(most) for _ in range(_DISTINCT)] if job.seconds else range(job.keys)
     made = []
     for number in numbers:
         key, value = key_of(number), dice.randbytes(job.value_bytes)
         if not job.gateway:
-            message = pb.PutRequest(key=key, value=value) if job.method == "put" else pb.RangeRequest(key=key)
-            made.append(message.SerializeToString())
+            made.append(message(job.method, number, value).SerializeToString())
             continue
         fields = {"key": base64.b64encode(key).decode()}
         if job.method == "put":
@@ -79,30 +91,41 @@ def requests(job: Job, dice: Random) -> list[bytes]:
     return made
 
 
+def message(method: str, number: int, value: bytes) -> Message:
+    """The request about the key with this number."""
+    key = key_of(number)
+    match method:
+        case "put":
+            return pb.PutRequest(key=key, value=value)
+        case "scan":
+            return pb.RangeRequest(key=key, range_end=key_of(number + SCANNED_KEYS))
+        case "txn":  # the usual one: write if it is there, else read
+            there = pb.Compare(key=key, target=pb.Compare.VERSION, result=pb.Compare.GREATER, version=0)
+            put = pb.RequestOp(request_put=pb.PutRequest(key=key, value=value))
+            get = pb.RequestOp(request_range=pb.RangeRequest(key=key))
+            return pb.TxnRequest(compare=[there], success=[put], failure=[get])
+    return pb.RangeRequest(key=key)
+
+
 def run(job: Job) -> Result:
     """Do the job."""
-    messages = requests(job, Random(job.keys))
-    source: Iterator[bytes] = itertools.cycle(messages) if job.seconds else iter(messages)
     latencies: list[float] = []
-    context = None
-    if job.tls is not None:
-        ca, certificate, key = job.tls
-        context = ssl.create_default_context(cafile=ca)
-        context.load_cert_chain(certificate, key)
-        context.set_alpn_protocols(["http/1.1" if job.gateway else "h2"])
-    loop = Loop((job.host, job.port), context)
-    path = f"/etcdserverpb.KV/{job.method.capitalize()}"
-    # Every key that is asked for is there, so that an answer holds at least a value, over the gateway in base64.
-    least_bytes = 1 if job.method == "put" else job.value_bytes * 4 // 3 if job.gateway else job.value_bytes
+    loop = Loop((job.host, job.port), _context(job))
     gc.disable()
-    for _ in range(job.connections):
-        if job.gateway:
-            loop.add(HttpLoad(source, least_bytes, latencies.append))
-        else:
-            loop.add(GrpcLoad(path, source, least_bytes, job.streams, latencies.append))
+    fan_out: FanOut | None = None
+    match job.method:
+        case "keepalive":
+            for number in range(job.connections):
+                loop.add(KeepAliveLoad(number + 1, job.streams, latencies.append))
+        case "fanout":
+            fan_out = FanOut(loop, key_of(0), job.value_bytes, job.puts, latencies.append)
+            fan_out.start(job.connections, job.streams)
+        case _:
+            _add_requests(job, loop, latencies)
     if job.seconds:
         _turn_until(loop, time.perf_counter() + WARM_UP_S)
         latencies.clear()
+    events = fan_out.events if fan_out else 0
     started, server_cpu, client_cpu = time.perf_counter(), cpu_seconds_of(job.server_pid), time.process_time()
     if job.seconds:
         _turn_until(loop, started + job.seconds)
@@ -115,9 +138,35 @@ def run(job: Job) -> Result:
         server_cpu_s=cpu_seconds_of(job.server_pid) - server_cpu,
         client_cpu_s=time.process_time() - client_cpu,
         latencies_us=[round(each * 1e6) for each in latencies],
+        events=fan_out.events - events if fan_out else 0,
     )
     loop.close()
     return result
+
+
+def _context(job: Job) -> ssl.SSLContext | None:
+    if job.tls is None:
+        return None
+    ca, certificate, key = job.tls
+    context = ssl.create_default_context(cafile=ca)
+    context.load_cert_chain(certificate, key)
+    context.set_alpn_protocols(["http/1.1" if job.gateway else "h2"])
+    return context
+
+
+def _add_requests(job: Job, loop: Loop, latencies: list[float]) -> None:
+    """Connections with unary requests."""
+    messages = requests(job, Random(job.keys))
+    source: Iterator[bytes] = itertools.cycle(messages) if job.seconds else iter(messages)
+    path = _PATHS[job.method]
+    # Every key that is asked for is there, so that an answer holds at least a value, over the gateway in base64.
+    values = {"range": 1, "scan": min(SCANNED_KEYS, job.keys)}.get(job.method, 0)
+    least_bytes = max(1, values * (job.value_bytes * 4 // 3 if job.gateway else job.value_bytes))
+    for _ in range(job.connections):
+        if job.gateway:
+            loop.add(HttpLoad(source, least_bytes, latencies.append))
+        else:
+            loop.add(GrpcLoad(path, source, least_bytes, job.streams, latencies.append))
 
 
 def _turn_until(loop: Loop, deadline: float) -> None:

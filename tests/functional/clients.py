@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,13 +20,14 @@ from google.protobuf.message import Message
 
 from tests.functional.processes import ServerProcess
 from twistedkv.pb import rpc_pb2 as pb
+from twistedkv.pb import v3election_pb2, v3lock_pb2
 
 TIMEOUT_S = 30.0
 _MESSAGE_LIMIT = 64 << 20  # ours: what a server refuses is for the server to say
 
 
 class Rpc(NamedTuple):
-    """One unary method: its gRPC path, the gateway's path (``None``: not reachable there in 3.5.1), its messages."""
+    """One method: its gRPC path, the gateway's path (``None``: not reachable there in 3.5.1), its messages."""
 
     path: str
     http_path: str | None
@@ -48,9 +51,56 @@ _TABLE = (
         pb.DefragmentResponse,
     ),
     Rpc("/etcdserverpb.Maintenance/HashKV", None, pb.HashKVRequest, pb.HashKVResponse),
+    Rpc(
+        "/etcdserverpb.Maintenance/MoveLeader",
+        "/v3/maintenance/transfer-leadership",
+        pb.MoveLeaderRequest,
+        pb.MoveLeaderResponse,
+    ),
+    Rpc(
+        "/etcdserverpb.Maintenance/Downgrade",
+        "/v3/maintenance/downgrade",
+        pb.DowngradeRequest,
+        pb.DowngradeResponse,
+    ),
+    Rpc("/etcdserverpb.Lease/LeaseGrant", "/v3/lease/grant", pb.LeaseGrantRequest, pb.LeaseGrantResponse),
+    Rpc("/etcdserverpb.Lease/LeaseRevoke", "/v3/lease/revoke", pb.LeaseRevokeRequest, pb.LeaseRevokeResponse),
+    Rpc(
+        "/etcdserverpb.Lease/LeaseTimeToLive",
+        "/v3/lease/timetolive",
+        pb.LeaseTimeToLiveRequest,
+        pb.LeaseTimeToLiveResponse,
+    ),
+    Rpc("/etcdserverpb.Lease/LeaseLeases", "/v3/lease/leases", pb.LeaseLeasesRequest, pb.LeaseLeasesResponse),
+    Rpc("/v3lockpb.Lock/Lock", "/v3/lock/lock", v3lock_pb2.LockRequest, v3lock_pb2.LockResponse),
+    Rpc("/v3lockpb.Lock/Unlock", "/v3/lock/unlock", v3lock_pb2.UnlockRequest, v3lock_pb2.UnlockResponse),
+    *(
+        Rpc(
+            f"/v3electionpb.Election/{name}",
+            f"/v3/election/{name.lower()}",
+            getattr(v3election_pb2, f"{name}Request"),
+            getattr(v3election_pb2, f"{name}Response"),
+        )
+        for name in ("Campaign", "Proclaim", "Leader", "Resign")
+    ),
 )
 BY_REQUEST: dict[type[Message], Rpc] = {rpc.request: rpc for rpc in _TABLE}
-"""The method that takes a message; the methods tested here are told apart by it."""
+"""The unary method that takes a message; the methods tested here are told apart by it."""
+
+WATCH = Rpc("/etcdserverpb.Watch/Watch", "/v3/watch", pb.WatchRequest, pb.WatchResponse)
+KEEP_ALIVE = Rpc(
+    "/etcdserverpb.Lease/LeaseKeepAlive", "/v3/lease/keepalive", pb.LeaseKeepAliveRequest, pb.LeaseKeepAliveResponse
+)
+OBSERVE = Rpc(
+    "/v3electionpb.Election/Observe",
+    "/v3/election/observe",
+    v3election_pb2.LeaderRequest,
+    v3election_pb2.LeaderResponse,
+)
+SNAPSHOT = Rpc(
+    "/etcdserverpb.Maintenance/Snapshot", "/v3/maintenance/snapshot", pb.SnapshotRequest, pb.SnapshotResponse
+)
+"""The streams; :mod:`tests.functional.streams` opens them."""
 
 
 @dataclass(slots=True)
@@ -84,36 +134,50 @@ class GrpcClient:
             self._channel = grpc.insecure_channel(server.address, options)
         self._calls: dict[str, Any] = {}
 
-    def call(self, request: Message) -> Reply:
+    def call(self, request: Message, timeout_s: float = TIMEOUT_S) -> Reply:
         """Call the method that takes ``request`` and wait for its answer."""
         rpc = BY_REQUEST[type(request)]
-        code, text, answer = self.call_raw(rpc.path, request.SerializeToString())
+        code, text, answer = self.call_raw(rpc.path, request.SerializeToString(), timeout_s)
         return Reply(code, text, None if answer is None else rpc.response.FromString(answer))
 
-    def call_raw(self, path: str, request: bytes) -> tuple[int, str, bytes | None]:
+    def call_raw(self, path: str, request: bytes, timeout_s: float = TIMEOUT_S) -> tuple[int, str, bytes | None]:
         """Send ``request`` as one message to ``path``: status code, its text, and the answer's bytes if it was OK."""
         call = self._calls.get(path)
         if call is None:
             call = self._calls[path] = self._channel.unary_unary(path)
         try:
-            return 0, "", call(request, timeout=TIMEOUT_S)
+            return 0, "", call(request, timeout=timeout_s)
         except grpc.RpcError as error:
             return error.code().value[0], error.details() or "", None
+
+    def open(self, path: str, requests: Iterator[bytes]) -> Any:
+        """Open a stream: grpcio's call, an iterator of messages as bytes. ``requests`` is read on another thread."""
+        return self._channel.stream_stream(path)(requests)
 
     def close(self) -> None:
         """Close the connection."""
         self._channel.close()
 
 
+def connect_http(server: ServerProcess, timeout_s: float) -> http.client.HTTPConnection:
+    """An HTTP/1.1 connection to a server, opened by its first request."""
+    if server.tls:
+        context = server.tls.client_context("http/1.1")
+        return http.client.HTTPSConnection("127.0.0.1", server.port, timeout=timeout_s, context=context)
+    return http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout_s)
+
+
+def to_json(request: Message) -> bytes:
+    """A request as the gateway takes it."""
+    return json.dumps(json_format.MessageToDict(request, preserving_proto_field_name=True)).encode()
+
+
 class GatewayClient:
     """One HTTP/1.1 keep-alive connection to the JSON gateway."""
 
-    def __init__(self, server: ServerProcess) -> None:
-        if server.tls:
-            context = server.tls.client_context("http/1.1")
-            self._connection = http.client.HTTPSConnection("127.0.0.1", server.port, timeout=TIMEOUT_S, context=context)
-        else:
-            self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT_S)
+    def __init__(self, server: ServerProcess, timeout_s: float = TIMEOUT_S) -> None:
+        self._connection = connect_http(server, timeout_s)
+        self._aborted = False
 
     def call(self, request: Message) -> Reply:
         """Call the method that takes ``request`` through the gateway.
@@ -124,8 +188,7 @@ class GatewayClient:
         rpc = BY_REQUEST[type(request)]
         if rpc.http_path is None:
             raise ValueError(f"{rpc.path} cannot be reached over the gateway")
-        body = json.dumps(json_format.MessageToDict(request, preserving_proto_field_name=True)).encode()
-        status, headers, answer = self.call_raw("POST", rpc.http_path, body)
+        status, headers, answer = self.call_raw("POST", rpc.http_path, to_json(request))
         reply = Reply(0, "", None, status, headers, answer)
         try:
             if status == 200:
@@ -144,12 +207,21 @@ class GatewayClient:
         try:
             return self._exchange(verb, path, body, headers)
         except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
+            if self._aborted:
+                raise
             self._connection.close()
             return self._exchange(verb, path, body, headers)
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+
+    def abort(self) -> None:
+        """Break the connection from another thread: the call that waits on it fails."""
+        self._aborted = True
+        if self._connection.sock is not None:
+            with suppress(OSError):  # the server was first
+                self._connection.sock.shutdown(socket.SHUT_RDWR)
 
     def _exchange(
         self, verb: str, path: str, body: bytes | None, headers: Sequence[tuple[str, str]]

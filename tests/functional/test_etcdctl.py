@@ -145,15 +145,10 @@ class EtcdctlTests(SynchronousTestCase):
 
 def run(server: ServerProcess, command: Command) -> Outcome:
     """Run one command against one server."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD")}
-    environment |= {"ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": server.endpoint}
-    if server.tls:
-        files = {"CACERT": server.tls.ca, "CERT": server.tls.client_cert, "KEY": server.tls.client_key}
-        environment |= {f"ETCDCTL_{name}": str(path) for name, path in files.items()}
     done = subprocess.run(
         [str(etcd_binary("etcdctl")), *command.arguments],
         input=command.stdin.encode(),
-        env=environment,
+        env=etcdctl_environment(server),
         capture_output=True,
         timeout=_TIMEOUT_S,
         check=False,
@@ -161,6 +156,16 @@ def run(server: ServerProcess, command: Command) -> Outcome:
     protobuf = "protobuf" in command.arguments
     stdout = re.sub(rb"(?s)^.*?(\x12.)", rb"\1", done.stdout, count=1) if protobuf else done.stdout
     return Outcome(done.returncode, masked(stdout), masked(done.stderr))
+
+
+def etcdctl_environment(server: ServerProcess) -> dict[str, str]:
+    """What leads etcdctl to a server."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD")}
+    environment |= {"ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": server.endpoint}
+    if server.tls:
+        files = {"CACERT": server.tls.ca, "CERT": server.tls.client_cert, "KEY": server.tls.client_key}
+        environment |= {f"ETCDCTL_{name}": str(path) for name, path in files.items()}
+    return environment
 
 
 _MASKS = (

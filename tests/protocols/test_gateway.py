@@ -253,7 +253,7 @@ class StreamTests(GatewayCase):
         call.send(rpc_pb2.SnapshotResponse(blob=b"x").SerializeToString())
         call.fail(CompactedError())
         text = b"etcdserver: mvcc: required revision has been compacted"
-        line = b'{"error":{"grpc_code":11,"http_code":400,"message":"%s","http_status":"Bad Request"}}\n' % text
+        line = b'{"error":{"grpc_code":11,"http_code":400,"message":"%s","http_status":"Bad Request"}}' % text
         self.assertEqual(self.outlet.pieces[1:], [line])
         self.assertTrue(self.outlet.ended)
 

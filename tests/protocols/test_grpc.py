@@ -23,6 +23,7 @@ from tests.protocols.grpcpeers import (
 )
 from twistedkv.protocols import frames
 from twistedkv.protocols.frames import ErrorCode
+from twistedkv.protocols.rpc import Call
 
 
 class Counts:
@@ -30,14 +31,21 @@ class Counts:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int | None]] = []
+        self.messages: list[tuple[str, str]] = []
         self.received_bytes = 0
         self.sent_bytes = 0
 
-    def started(self, path: str) -> None:
-        self.calls.append((path, None))
+    def started(self, call: Call) -> None:
+        self.calls.append((call.head.path, None))
 
-    def handled(self, path: str, code: int) -> None:
-        self.calls.append((path, code))
+    def handled(self, call: Call, code: int) -> None:
+        self.calls.append((call.head.path, code))
+
+    def message_received(self, call: Call) -> None:
+        self.messages.append((call.head.path, "received"))
+
+    def message_sent(self, call: Call) -> None:
+        self.messages.append((call.head.path, "sent"))
 
     def received(self, size: int) -> None:
         self.received_bytes += size

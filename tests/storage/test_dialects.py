@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from sqlalchemy import make_url
@@ -112,9 +114,49 @@ class SQLiteTests(SynchronousTestCase):
         self.assertGreater(self.backend.size().total, 3_000_000 + wal.stat().st_size)
         self.backend.write(Batch([put(main, b"key", b"") for main in range(3_001, 3_003)]))
         self.backend.compact(3_002, 0, 10_000)
-        self.backend.defragment()
+        while not self.backend.defragment():
+            self.backend.records(Bucket.META)
         self.assertEqual(wal.stat().st_size, 0)
         self.assertEqual(self.backend.size().total, self.path.stat().st_size)
+
+    def test_defragmentation_lets_others_in(self) -> None:
+        """A large file shrinks step by step; what is written and read in between is there, and stays."""
+        rows = [put(main, b"key%d" % (main % 7), bytes(5_000)) for main in range(1, 5_001)]
+        self.backend.write(Batch(rows))
+        full = self.backend.size().total
+        after = 1
+        while after:
+            _, after = self.backend.compact(5_000, after, 5_000)
+        steps, sizes = 0, []
+        while not self.backend.defragment():
+            steps += 1
+            self.backend.write(Batch([put(5_000 + steps, b"new", b"%d" % steps)]))
+            self.assertEqual(len(self.backend.scan(0, EVERYTHING, 100)), 7 + steps)
+            sizes.append(self.backend.size().in_use)
+        self.assertGreater(steps, 5)
+        self.assertLess(self.backend.size().total, full // 20)
+        self.assertEqual(self.backend.size().total, self.path.stat().st_size)
+        self.assertLess(max(sizes), full // 20)
+
+    def test_a_file_made_without_the_means_to_shrink_is_given_them(self) -> None:
+        """A database of before is rewritten once, and then it shrinks like any other."""
+        self.backend.close()
+        self.path.unlink()
+        with closing(sqlite3.connect(self.path)) as connection:
+            connection.execute("PRAGMA auto_vacuum = NONE")
+            connection.execute("CREATE TABLE old (data)")
+            connection.execute("DROP TABLE old")
+        self.backend.open()
+        self.backend.write(Batch([put(main, b"key", bytes(5_000)) for main in range(1, 2_001)]))
+        after = 1
+        while after:
+            _, after = self.backend.compact(2_000, after, 5_000)
+        while not self.backend.defragment():
+            self.backend.records(Bucket.META)
+        self.assertLess(self.path.stat().st_size, 200_000)
+        self.backend.write(Batch([put(main, b"key", bytes(5_000)) for main in range(2_001, 4_001)]))
+        self.backend.compact(4_000, 0, 5_000)
+        self.assertFalse(self.backend.defragment())
 
     def test_log_stays_bounded(self) -> None:
         """The -wal file does not grow with the data for ever."""

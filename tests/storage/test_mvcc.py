@@ -442,7 +442,7 @@ class ListenerTests(SynchronousTestCase):
     """What watchers are told."""
 
     def test_every_revision_is_told_once_and_whole(self) -> None:
-        """A transaction's changes come together, in order, with what was before; reads and no-ops are not told."""
+        """A transaction's changes come together, in order, with what was before it; reads and no-ops are not told."""
         told: list[tuple[int, list[Change]]] = []
         store = Store(KeyIndex(1 << 20))
         store.put(b"a", b"1", 0)
@@ -463,6 +463,6 @@ class ListenerTests(SynchronousTestCase):
         expected = [
             Change(b"a", middle, before, False),
             Change(b"b", added or b"", None, False),
-            Change(b"a", tombstone, middle, True),
+            Change(b"a", tombstone, before, True),  # as of the revision before, as etcd's prev_kv
         ]
         self.assertEqual(told, [(3, expected)])

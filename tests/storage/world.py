@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tests.kvmodel import Model
 from tests.requests import Request
 from twistedkv.errors import DuplicateKeyError, KVError
-from twistedkv.lease import Lessor
+from twistedkv.lease import Lease, Lessor
 from twistedkv.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest
 from twistedkv.storage.keyindex import KeyIndex
 from twistedkv.storage.memory import MemoryBackend
@@ -23,7 +23,7 @@ class World:
     def __init__(self) -> None:
         self.backend = MemoryBackend()
         self.store = Store(KeyIndex(0))
-        self.lessor = Lessor(LEASES)
+        self.lessor = Lessor(1, [Lease(each, 60) for each in LEASES])
         self.executor = Executor(self.store, self.lessor)
 
     def flush(self) -> None:

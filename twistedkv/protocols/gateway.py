@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from http import HTTPStatus
-from typing import Final, Protocol
+from typing import Final
 
 from google.protobuf.message import DecodeError, Message
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -22,7 +22,7 @@ from twistedkv.errors import Code, RPCError
 from twistedkv.protocols.answers import GATEWAY_JSON, JSON, Answer, Fields, Outlet, error_text
 from twistedkv.protocols.gojson import decode_base64
 from twistedkv.protocols.jsonpb import JSONError, from_json, json_string, stream_from_json, to_json
-from twistedkv.protocols.rpc import Call, Head, Kind, Method, MethodTable, Peer
+from twistedkv.protocols.rpc import Call, CallObserver, Head, Kind, Method, MethodTable, Peer
 from twistedkv.protocols.status import DEADLINE_EXCEEDED_TEXT, status_of
 
 _KV = "etcdserverpb.KV"
@@ -124,16 +124,6 @@ _TIMEOUT: Final = re.compile(r"([+-]?[0-9]+)([HMSmun])")
 _UNIT_S: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 
-class CallObserver(Protocol):
-    """Who counts calls."""
-
-    def started(self, path: str) -> None:
-        """A call of the gRPC method ``path`` began."""
-
-    def handled(self, path: str, code: int) -> None:
-        """It ended."""
-
-
 class Gateway:
     """Turns HTTP requests into calls.
 
@@ -229,7 +219,7 @@ class GatewayCall(Call):
     def start(self, incoming: Iterator[Message] | None) -> None:
         """Run the handler, then give it the messages of a request stream."""
         if self._gateway.observer is not None:
-            self._gateway.observer.started(self.method.path)
+            self._gateway.observer.started(self)
         timeout_s = self.head.timeout_s
         if timeout_s is not None:
             if timeout_s <= 0:
@@ -272,6 +262,8 @@ class GatewayCall(Call):
             return
         self._begin(GATEWAY_JSON)
         self._outlet.write(b'{"result":' + body + b"}\n")
+        if self._gateway.observer is not None:
+            self._gateway.observer.message_sent(self)
 
     def finish(self) -> None:
         if self.done:
@@ -324,7 +316,7 @@ class GatewayCall(Call):
             self._deadline.cancel()
             self._deadline = None
         if self._gateway.observer is not None:
-            self._gateway.observer.handled(self.method.path, code)
+            self._gateway.observer.handled(self, code)
 
     def _feed(self) -> None:
         """Deliver what the body still holds. A bad message ends the stream like its end, as grpc-gateway has it."""
@@ -342,6 +334,8 @@ class GatewayCall(Call):
                     if self.on_half_close is not None:
                         self.on_half_close()
                 elif self.on_message is not None:
+                    if self._gateway.observer is not None:
+                        self._gateway.observer.message_received(self)
                     self.on_message(self._gateway.checked(message))
         except Exception as error:
             self.fail(error)
@@ -388,11 +382,11 @@ def too_long(length: int, limit: int) -> RPCError:
 
 
 def _error_line(code: int, text: str) -> bytes:
-    """The last line of a stream that ended with a status."""
+    """The last line of a stream that ended with a status; without a line end, as grpc-gateway writes it."""
     status = HTTP_STATUS[code]
     line = (
         f'{{"error":{{"grpc_code":{int(code)},"http_code":{status.value},"message":{json_string(text)},'
-        f'"http_status":"{status.phrase}"}}}}\n'
+        f'"http_status":"{status.phrase}"}}}}'
     )
     return line.encode("utf-8")
 

@@ -21,7 +21,7 @@ from twistedkv.protocols.headers import Fields
 from twistedkv.protocols.http2 import ServerConnection
 from twistedkv.protocols.keepalive import DEFAULT_KEEPALIVE, Keepalive
 from twistedkv.protocols.limits import Limits, calm_down
-from twistedkv.protocols.rpc import Call, MethodTable, Peer
+from twistedkv.protocols.rpc import Call, CallObserver, MethodTable, Peer
 from twistedkv.protocols.status import DEADLINE_EXCEEDED_TEXT, LogFailure, status_of
 from twistedkv.protocols.streams import Stream
 
@@ -37,14 +37,8 @@ _OK_BLOCK: Final = trailers(0, "")
 _OK_START: Final = HEAD.pack(len(_OK_BLOCK) << 8 | frames.HEADERS, END_HEADERS | END_STREAM, 0)[:5]
 
 
-class RPCObserver(Protocol):
-    """Who counts calls and bytes. Called on the hot path: be quick, and do not raise."""
-
-    def started(self, path: str) -> None:
-        """A call of a known method began."""
-
-    def handled(self, path: str, code: int) -> None:
-        """That call ended with ``code``."""
+class RPCObserver(CallObserver, Protocol):
+    """Who counts calls and bytes."""
 
     def received(self, size: int) -> None:
         """So many bytes came from the wire."""
@@ -111,7 +105,7 @@ class GrpcCall(Call, Stream):
         if self._reader is not None:
             self._release()
         if connection.observer is not None:
-            connection.observer.handled(self.head.path, 0)
+            connection.observer.handled(self, 0)
 
     def fail(self, error: BaseException) -> None:
         if not self.done:
@@ -124,6 +118,8 @@ class GrpcCall(Call, Stream):
         if not self._headed:
             self._send_head()
         connection.flow.send_data(self, frame_message(message))
+        if connection.observer is not None:
+            connection.observer.message_sent(self)
         if not connection.quiet:
             connection.signal()
 
@@ -218,7 +214,7 @@ class GrpcCall(Call, Stream):
         connection = self.connection
         connection.end(self, tail)
         if connection.observer is not None:
-            connection.observer.handled(self.head.path, code)
+            connection.observer.handled(self, code)
 
     def _abandon(self, code: Code) -> None:
         """The stream is gone before the call had ended: count it as ``code``, and tell the handler."""
@@ -227,7 +223,7 @@ class GrpcCall(Call, Stream):
             self._release()
             observer = self.connection.observer
             if observer is not None:
-                observer.handled(self.head.path, int(code))
+                observer.handled(self, int(code))
             if self.on_cancel is not None:
                 self._run(self.on_cancel)
 
@@ -282,6 +278,8 @@ class GrpcCall(Call, Stream):
             message = reader.next()
             if message is None:
                 break
+            if self.connection.observer is not None:
+                self.connection.observer.message_received(self)
             if self.on_message is not None:
                 self._run(self.on_message, message)
         if self.remote_closed and not (self._paused or self.done or self._half_closed):
@@ -417,7 +415,7 @@ class GrpcServerConnection(ServerConnection[Request]):
             if head.timeout_s is not None:
                 self._set_deadline(call, head.timeout_s)
             if self.observer is not None:
-                self.observer.started(head.path)
+                self.observer.started(call)
             try:
                 method.handler(call)
             except Exception as error:
@@ -464,7 +462,7 @@ class GrpcServerConnection(ServerConnection[Request]):
         if head.head.timeout_s is not None:
             self._set_deadline(call, head.head.timeout_s)
         if self.observer is not None:
-            self.observer.started(head.head.path)
+            self.observer.started(call)
         call.begin()
 
     def _set_deadline(self, call: GrpcCall, timeout_s: float) -> None:

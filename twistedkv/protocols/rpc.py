@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
@@ -64,6 +64,7 @@ class Call:
 
     __slots__ = (
         "__weakref__",
+        "began_s",
         "done",
         "head",
         "message",
@@ -85,6 +86,7 @@ class Call:
         self.on_half_close: Callable[[], None] | None = None  # the client will send no more
         self.on_cancel: Callable[[], None] | None = None  # client reset, deadline, lost connection; done is true
         self.on_writable: Callable[[], None] | None = None  # room again after writable was false
+        self.began_s: float  # set by the observer
 
     @property
     def writable(self) -> bool:
@@ -112,6 +114,22 @@ class Call:
 
     def resume(self) -> None:
         """Go on after :meth:`pause`."""
+
+
+class CallObserver(Protocol):
+    """Who counts calls; ``call.began_s`` is its own to use. Called on the hot path: be quick, and do not raise."""
+
+    def started(self, call: Call) -> None:
+        """A call of a known method began."""
+
+    def handled(self, call: Call, code: int) -> None:
+        """It ended with ``code``."""
+
+    def message_received(self, call: Call) -> None:
+        """One message of a client's stream came."""
+
+    def message_sent(self, call: Call) -> None:
+        """One message of the answer's stream goes out."""
 
 
 Handler = Callable[[Call], None]

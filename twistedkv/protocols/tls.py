@@ -289,7 +289,7 @@ class TLSTransport(DirectTransport):
         certificate = tls.getpeercert(binary_form=True)  # None unless it was asked for and verified
         self.common_name = None if certificate is None else common_name(certificate)
         self._connect_inner()
-        if self._incoming.pending:
+        if self._incoming.pending and not self.disconnecting:  # which inner may have asked for
             self._read()
 
     def _too_slow(self) -> None:

@@ -134,8 +134,11 @@ class Backend(Protocol):
     def size(self) -> Size:
         """What the database takes on disk; cheap enough for once a second."""
 
-    def defragment(self) -> None:
-        """Give unused space back to the file system."""
+    def defragment(self) -> bool:
+        """Give unused space back to the file system, or a part of it; whether that is done.
+
+        A call that is not done returns soon, so that other calls can come in between; it is called again.
+        """
 
 
 class BackendError(Exception):

@@ -388,7 +388,8 @@ class BackendContract(_Base):
         if not self.shrinks:
             raise SkipTest("this backend does not give space back")
         newest = [pack(main) for main in range(3_991, 4_001)]
-        self.backend.defragment()
+        while not self.backend.defragment():
+            self.assertGreaterEqual(self.backend.size().total, 1)  # it answers in between
         small = self.backend.size()
         self.assertLess(small.total, full.total // 4)
         self.assertGreaterEqual(small.total, small.in_use)

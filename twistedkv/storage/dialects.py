@@ -21,6 +21,8 @@ from twistedkv.storage.schema import head, metadata, schema_version
 CACHE_KIB = 16 * 1024
 CHECKPOINT_PAGES = 4000  # 16 MB; a page that was written often in between goes to the database file once
 WAL_LIMIT_BYTES = 32 * 1024 * 1024  # what stays of the -wal file after one huge transaction
+INCREMENTAL = 2  # the auto_vacuum mode in which free pages are given back when asked for
+PAGES_MOVED = 1000  # in one call of defragment(): about 20 ms
 ADVISORY_LOCK = 0x7477_6B76  # "twkv"; PostgreSQL keeps advisory locks per database
 
 
@@ -88,7 +90,7 @@ class Dialect(ABC):
         """See :meth:`~twistedkv.storage.backend.Backend.size`."""
 
     @abstractmethod
-    def defragment(self, connection: Connection) -> None:
+    def defragment(self, connection: Connection) -> bool:
         """See :meth:`~twistedkv.storage.backend.Backend.defragment`."""
 
     def explain(self, error: Exception) -> str:
@@ -112,6 +114,9 @@ class SQLite(Dialect):
 
     def on_connect(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # before the first access: then no -shm file is needed
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        if not pages:  # before anything is written to a new file; on an old one it would be a write
+            connection.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()  # takes the lock
         if mode != "wal":
             connection.close()
@@ -140,9 +145,20 @@ class SQLite(Dialect):
         )
         return Size(pages * page_bytes + self._wal_bytes(), (pages - free) * page_bytes)
 
-    def defragment(self, connection: Connection) -> None:
-        connection.exec_driver_sql("VACUUM")
-        self._checkpoint(connection, "TRUNCATE")  # the new copy went to the -wal file
+    def defragment(self, connection: Connection) -> bool:
+        # Pages from the end of the file go where free ones are, some thousand a call. VACUUM, which writes everything
+        # anew and lets nobody in meanwhile, is for a file that was made before it was told to keep what that needs.
+        if connection.exec_driver_sql("PRAGMA auto_vacuum").scalar_one() != INCREMENTAL:
+            connection.exec_driver_sql(f"PRAGMA auto_vacuum = {INCREMENTAL}")
+            connection.exec_driver_sql("VACUUM")
+        free = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
+        driver: Any = connection.connection.driver_connection
+        # Each page is a step of this statement; of the driver's methods only this one takes all of them.
+        driver.executescript(f"PRAGMA incremental_vacuum({PAGES_MOVED})")
+        if free > PAGES_MOVED:
+            return False
+        self._checkpoint(connection, "TRUNCATE")  # the file ends where it did before until the -wal file is moved in
+        return True
 
     def _checkpoint(self, connection: Connection, mode: str) -> None:
         busy, _, _ = connection.exec_driver_sql(f"PRAGMA wal_checkpoint({mode})").one()
@@ -198,6 +214,7 @@ class PostgreSQL(Dialect):
         ).scalar_one()
         return Size(total, total)
 
-    def defragment(self, connection: Connection) -> None:
+    def defragment(self, connection: Connection) -> bool:
         for table in metadata.sorted_tables:
             connection.exec_driver_sql(f'VACUUM FULL "{table.name}"')
+        return True

@@ -105,9 +105,10 @@ class MemoryBackend:
         """Bytes of keys and values, now and at most since the last :meth:`defragment`."""
         return Size(self._held_bytes, self._data_bytes)
 
-    def defragment(self) -> None:
+    def defragment(self) -> bool:
         """Forget how much was held."""
         self._held_bytes = self._data_bytes
+        return True
 
     def _between(self, first: int, last: int) -> Iterator[RevisionRow]:
         start, stop = bisect_left(self._revisions, first), bisect_right(self._revisions, last)

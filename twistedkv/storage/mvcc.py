@@ -310,7 +310,11 @@ class Store:
             self._sub = sub + 1
             if self.listener is not None:
                 tombstone = KeyValue(key=each, mod_revision=main).SerializeToString()
-                self._changes.append(Change(each, tombstone, entry, True))
+                previous: bytes | Evicted | None = entry
+                if before.mod_revision == main:  # type: ignore[union-attr]
+                    # etcd api/v3rpc/watch.go reads it as of mod_revision - 1: before this transaction put it.
+                    previous = next(change.previous for change in self._changes if change.key == each)
+                self._changes.append(Change(each, tombstone, previous, True))
         return deleted
 
     def compact(self, revision: int) -> None:
@@ -330,6 +334,7 @@ class Store:
     def record(self, bucket: Bucket, key: bytes, value: bytes | None) -> None:
         """Write one record of a small table with the next batch; ``None`` deletes it."""
         self.batch.records[bucket, key] = value
+        self.batch_bytes += len(key) + len(value or b"") + 200
 
     def take_batch(self) -> Batch:
         """Hand over the changes collected so far; the store starts a new batch."""

@@ -175,10 +175,10 @@ class SQLBackend:
         with self._refusing() as connection:
             return self._dialect.size(connection)
 
-    def defragment(self) -> None:
-        """Rewrite the database without its holes; takes its size again in the meantime."""
+    def defragment(self) -> bool:
+        """Give some of the unused space back; whether that was all."""
         with self._refusing() as connection:
-            self._dialect.defragment(connection)
+            return self._dialect.defragment(connection)
 
     def _compile(self, engine: Engine) -> None:
         """Core's text of the statements behind every put, to be run with rows as the tuples they are."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter
 from typing import ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred, fail
@@ -56,6 +57,7 @@ class WriteBehind:
         self._clock = clock
         self._halt = halt
         self.failing: str | None = None  # why the last try was refused; None while all goes well
+        self.on_commit: Callable[[float], None] | None = None  # told how many seconds each transaction took
         self._buffer = _Load()  # in the store's buffer
         self._taken: Batch | None = None  # out of the buffer, not yet in the database
         self._taken_load = _Load()
@@ -139,11 +141,22 @@ class WriteBehind:
     def _try(self, batch: Batch) -> None:
         self._retry = None
         if batch:
-            writing = self._worker.run(self._backend.write, batch)
-            writing.addCallbacks(self._written, self._refused, errbackArgs=(batch,))
+            writing = self._worker.run(self._write, batch)
+            writing.addCallbacks(self._committed, self._refused, errbackArgs=(batch,))
             writing.addErrback(self._give_up)
         else:
             self._written(None)
+
+    def _write(self, batch: Batch) -> float:
+        """On the worker: write, and say how long that took."""
+        began_s = perf_counter()
+        self._backend.write(batch)
+        return perf_counter() - began_s
+
+    def _committed(self, seconds: float) -> None:
+        if self.on_commit is not None:
+            self.on_commit(seconds)
+        self._written(None)
 
     def _written(self, _: None) -> None:
         self._taken, self._taken_load = None, _Load()

@@ -1,4 +1,4 @@
-"""The Maintenance service: alarms, status, hashes, defragmentation.
+"""The Maintenance service: alarms, status, hashes, defragmentation, snapshots, downgrade.
 
 Source: etcd ``server/etcdserver/api/v3rpc/maintenance.go``.
 """
@@ -11,22 +11,47 @@ from typing import Any, Protocol
 import google_crc32c
 from twisted.internet.defer import Deferred
 
-from twistedkv.apply import Alarms
-from twistedkv.errors import Code, CompactedError, FutureRevisionError, KVError, NoLeaderError, RPCError
+from twistedkv.apply import Alarms, Applier
+from twistedkv.errors import (
+    BadLeaderTransfereeError,
+    Code,
+    CompactedError,
+    FutureRevisionError,
+    KVError,
+    NoDowngradeError,
+    NoLeaderError,
+    NotLeaderError,
+    RPCError,
+)
+from twistedkv.members import Membership
 from twistedkv.pb import rpc_pb2
+from twistedkv.pb.membership_pb2 import DowngradeInfoSetRequest
 from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
-from twistedkv.pb.rpc_pb2 import AlarmRequest, AlarmType, HashKVRequest, HashKVResponse, HashResponse, StatusResponse
-from twistedkv.protocols.rpc import Access, Call, Method, service_methods, unimplemented
+from twistedkv.pb.rpc_pb2 import (
+    AlarmRequest,
+    AlarmType,
+    DowngradeRequest,
+    DowngradeResponse,
+    HashKVRequest,
+    HashKVResponse,
+    HashResponse,
+    MoveLeaderRequest,
+    StatusResponse,
+)
+from twistedkv.protocols.rpc import Access, Call, Method, service_methods
 from twistedkv.protocols.services.answers import answer_when
+from twistedkv.protocols.services.snapshot import SnapshotMember, answer_snapshot
 from twistedkv.storage.backend import MAX_MAIN, Backend, Bucket, Size, pack
 from twistedkv.storage.mvcc import Store, encode_row, hash_kv
 from twistedkv.wire import HeaderEncoder
 
 
-class MaintenanceMember(Protocol):
+class MaintenanceMember(SnapshotMember, Protocol):
     """What this service needs of the member; see :class:`twistedkv.server.Member`."""
 
+    applier: Applier
     header: HeaderEncoder
+    member_id: int
     store: Store
 
     @property
@@ -34,6 +59,12 @@ class MaintenanceMember(Protocol):
 
     @property
     def leader(self) -> int: ...
+
+    @property
+    def is_leader(self) -> bool: ...
+
+    @property
+    def membership(self) -> Membership: ...
 
     @property
     def committed(self) -> int: ...
@@ -44,9 +75,9 @@ class MaintenanceMember(Protocol):
     @property
     def alarms(self) -> Alarms: ...
 
-    def propose_request(self, request: InternalRaftRequest) -> Deferred[bytes]: ...
+    def when_readable(self, ready: Callable[[], None], fail: Callable[[KVError], None]) -> None: ...
 
-    def read_backend(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]: ...
+    def propose_request(self, request: InternalRaftRequest) -> Deferred[bytes]: ...
 
 
 def alarm_text(member_id: int, kind: int) -> str:
@@ -55,7 +86,7 @@ def alarm_text(member_id: int, kind: int) -> str:
 
 
 class MaintenanceService:
-    """Alarm, Status, Hash, HashKV and Defragment.
+    """All methods of the service.
 
     Args:
         member: who answers.
@@ -76,9 +107,9 @@ class MaintenanceService:
                 "Defragment": (Access.ADMIN, self.defragment),
                 "Hash": (Access.ADMIN, self.hash),
                 "HashKV": (Access.ADMIN, self.hash_kv),
-                "Snapshot": (Access.ADMIN, unimplemented),
-                "MoveLeader": (Access.ADMIN, unimplemented),
-                "Downgrade": (Access.ADMIN, unimplemented),
+                "Snapshot": (Access.ADMIN, self.snapshot),
+                "MoveLeader": (Access.ADMIN, self.move_leader),
+                "Downgrade": (Access.ADMIN, self.downgrade),
             },
         )
 
@@ -121,7 +152,10 @@ class MaintenanceService:
             raise FutureRevisionError
         revision = request.revision or store.revision  # below zero etcd hashes nothing, and says so by a hash
 
+        began_s = self._member.reactor.seconds()
+
         def answer(value: int) -> None:
+            self._member.metrics.hash_rev.observe(self._member.reactor.seconds() - began_s)
             if store.compacted != compacted:  # applied while the storage thread was at it: ask again
                 if not call.done:
                     self._hash_kv_or_fail(call)
@@ -140,14 +174,76 @@ class MaintenanceService:
     def hash(self, call: Call) -> None:
         """Maintenance.Hash: of everything in this member's database; comparable between equal versions only."""
 
+        began_s = self._member.reactor.seconds()
+
         def answer(value: int) -> None:
+            self._member.metrics.hash.observe(self._member.reactor.seconds() - began_s)
             call.reply(self._header() + HashResponse(hash=value).SerializeToString())
 
         self._on_backend(call, answer, _hash_everything)
 
     def defragment(self, call: Call) -> None:
-        """Maintenance.Defragment: gives unused space back; reads go on from memory."""
-        self._on_backend(call, lambda _: call.reply(b""), lambda backend: backend.defragment())
+        """Maintenance.Defragment: gives unused space back, bit by bit, between which writes go to the database."""
+        answer_when(Deferred.fromCoroutine(self._defragment(call)), call, call.reply)
+
+    async def _defragment(self, call: Call) -> bytes:
+        member, metrics = self._member, self._member.metrics
+        began_s = member.reactor.seconds()
+        metrics.defragmenting += 1
+        try:
+            while not (call.done or await member.read_backend(lambda backend: backend.defragment())):
+                pass
+        finally:
+            metrics.defragmenting -= 1
+        metrics.backend_defrag.observe(member.reactor.seconds() - began_s)
+        return b""
+
+    def snapshot(self, call: Call) -> None:
+        """Maintenance.Snapshot: a copy of the state, as a database file of etcd's."""
+        answer_when(Deferred.fromCoroutine(answer_snapshot(self._member, call)), call, lambda _: call.finish())
+
+    def move_leader(self, call: Call) -> None:
+        """Maintenance.MoveLeader: asked of the leader only; that it shall stay is granted."""
+        member = self._member
+        if not member.is_leader:
+            raise NotLeaderError
+        target = member.membership.members.get(MoveLeaderRequest.FromString(call.message).targetID)
+        # There is nobody else to lead yet.
+        if target is None or target.is_learner or target.id != member.member_id:
+            raise BadLeaderTransfereeError
+        call.reply(b"")
+
+    def downgrade(self, call: Call) -> None:
+        """Maintenance.Downgrade: asks, or has it recorded.
+
+        etcd 3.5.1 records as well, but then never answers; here it is answered as in later releases.
+        """
+        request = DowngradeRequest.FromString(call.message)
+        if request.action not in DowngradeRequest.DowngradeAction.values():
+            raise RPCError(Code.UNKNOWN, "etcdserver: unknown method")
+        self._member.when_readable(lambda: self._downgrade(call, request), call.fail)
+
+    def _downgrade(self, call: Call, request: DowngradeRequest) -> None:
+        applier = self._member.applier
+        try:
+            if request.action == DowngradeRequest.CANCEL:
+                if not applier.downgrade.enabled:
+                    raise NoDowngradeError
+                change = DowngradeInfoSetRequest(enabled=False)
+            else:
+                target = applier.downgrade.check_start(request.version, applier.cluster_version)
+                change = DowngradeInfoSetRequest(enabled=True, ver=target)
+        except KVError as error:
+            call.fail(error)
+            return
+
+        def answer(_: bytes) -> None:
+            call.reply(self._header() + DowngradeResponse(version=applier.cluster_version).SerializeToString())
+
+        if request.action == DowngradeRequest.VALIDATE:
+            answer(b"")
+        else:
+            answer_when(self._member.propose_request(InternalRaftRequest(downgrade_info_set=change)), call, answer)
 
     def _header(self) -> bytes:
         return self._member.header.field(self._member.store.revision, self._member.term)

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from twistedkv.pb import rpc_pb2, v3election_pb2, v3lock_pb2
+from twistedkv.pb import rpc_pb2
 from twistedkv.protocols.rpc import Access, Method, service_methods, unimplemented
 
 _OPEN, _IDENTITY, _KEYS, _ADMIN = Access.OPEN, Access.IDENTITY, Access.KEYS, Access.ADMIN
 
 _PENDING: tuple[tuple[Any, str, dict[str, Access]], ...] = (
-    (rpc_pb2, "Watch", {"Watch": _KEYS}),
-    (
-        rpc_pb2,
-        "Lease",
-        {
-            "LeaseGrant": _IDENTITY,
-            "LeaseRevoke": _KEYS,
-            "LeaseKeepAlive": _KEYS,
-            "LeaseTimeToLive": _KEYS,
-            "LeaseLeases": _IDENTITY,
-        },
-    ),
     (
         rpc_pb2,
         "Auth",
@@ -44,12 +32,6 @@ _PENDING: tuple[tuple[Any, str, dict[str, Access]], ...] = (
             "RoleGrantPermission": _ADMIN,
             "RoleRevokePermission": _ADMIN,
         },
-    ),
-    (v3lock_pb2, "Lock", {"Lock": _KEYS, "Unlock": _KEYS}),
-    (
-        v3election_pb2,
-        "Election",
-        {"Campaign": _KEYS, "Proclaim": _KEYS, "Leader": _KEYS, "Observe": _KEYS, "Resign": _KEYS},
     ),
 )
 

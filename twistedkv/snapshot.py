@@ -1,0 +1,171 @@
+"""A consistent copy of the whole state as etcd's database file, made while writes go on.
+
+The copy stands for exactly one applied index. Its small tables are read in one go, right after a batch was written and
+before the next one is, so that they, the applied index among them, are of one moment. Revisions never change once they
+are written, so that of that moment's revisions the rest can be read later, a few at a time, with other work of the
+storage thread in between; the one thing that would take them away, the sweeper of compactions, holds still meanwhile.
+A second connection with a transaction of its own would do without that, but SQLite lets nobody else in: the lock that
+keeps other processes out is what makes commits cheap.
+
+The file has no name, so that the system deletes it as soon as it is closed, also by a crash.
+Sources of the buckets: etcd ``server/mvcc/buckets/bucket.go``, ``server/etcdserver/cindex/cindex.go``.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from struct import Struct
+from typing import IO, Any, Final, Protocol
+
+from twistedkv.apply import META_APPLIED_INDEX, META_APPLIED_TERM
+from twistedkv.compaction import Sweeper
+from twistedkv.members import Membership
+from twistedkv.storage.backend import SUB_BITS, SUB_MASK, Backend, Bucket, RevisionRow, pack
+from twistedkv.storage.bbolt import BoltWriter
+from twistedkv.storage.mvcc import META_COMPACTED, META_COMPACTION_DONE, META_REVISION, encode_row
+
+ROWS_AT_A_TIME: Final = 200  # about 2 ms of the storage thread, during which the reactor's may want to run
+
+_ETCD_NAMES: Final = {
+    Bucket.ALARMS: b"alarm",
+    Bucket.AUTH: b"auth",
+    Bucket.AUTH_ROLES: b"authRoles",
+    Bucket.AUTH_USERS: b"authUsers",
+    Bucket.CLUSTER: b"cluster",
+    Bucket.LEASES: b"lease",
+    Bucket.MEMBERS: b"members",
+    Bucket.MEMBERS_REMOVED: b"members_removed",
+}
+_AUTH_REVISION: Final = b"authRevision"
+_FIRST_AUTH_REVISION: Final = (1).to_bytes(8, "big")  # etcd writes it when it starts on a new database
+
+_REVISION: Final = Struct(">QcQ")  # main, "_", sub
+
+
+class StateCopy:
+    """The file and how far it got. Every method blocks: the storage thread's, except :meth:`close`.
+
+    Args:
+        directory: where there is room for it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.size_bytes = 0  # of the finished file
+        self.applied = 0  # the index that it stands for
+        self.revision = 0
+        self._file: IO[bytes] = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - open until close()
+        self._writer = BoltWriter(self._file.write)
+        self._next = 0  # packed revision from which rows are not copied yet
+
+    def begin(self, backend: Backend) -> None:
+        """Take everything but the revisions, and learn which of those belong to it."""
+        records = {bucket: backend.records(bucket) for bucket in Bucket}
+        meta = records.pop(Bucket.META)
+        self.applied = int(meta.get(META_APPLIED_INDEX, b"0"))
+        self.revision = int(meta.get(META_REVISION, b"1"))
+        records[Bucket.AUTH].setdefault(_AUTH_REVISION, _FIRST_AUTH_REVISION)
+        for bucket, name in _ETCD_NAMES.items():
+            self._add(name, records[bucket])
+        self._add(b"meta", _etcd_meta(meta, Membership.from_records(records[Bucket.MEMBERS])))
+        self._writer.begin(b"key")
+
+    def copy_some(self, backend: Backend) -> bool:
+        """Copy the next revisions; whether the file is complete."""
+        rows = backend.scan(self._next, pack(self.revision + 1) - 1, ROWS_AT_A_TIME)
+        put = self._writer.put
+        for row in rows:
+            put(revision_key(row), encode_row(row))
+        if rows:
+            self._next = rows[-1].revision + 1
+            return False
+        head = self._writer.finish()
+        self.size_bytes = self._file.tell()
+        self._file.seek(0)
+        self._file.write(head)
+        self._file.seek(0)
+        return True
+
+    def read(self, size: int) -> bytes:
+        """The next bytes of the finished file, at most ``size``; none at its end."""
+        return self._file.read(size)
+
+    def close(self) -> None:
+        """Give the room back. Twice is no error."""
+        self._file.close()
+
+    def _add(self, name: bytes, records: dict[bytes, bytes]) -> None:
+        self._writer.begin(name)
+        for key in sorted(records):
+            self._writer.put(key, records[key])
+
+
+class StateSource(Protocol):
+    """What has the state; see :class:`twistedkv.server.Member`."""
+
+    sweeper: Sweeper
+
+    def read_backend(self, function: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:
+        """Run ``function(backend, …)`` on the storage thread, after everything applied so far was written."""
+
+    def on_storage_thread(self, function: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:
+        """Run ``function(backend, …)`` there after what was asked for before."""
+
+
+async def copy_state(source: StateSource, directory: Path, wanted: Callable[[], bool]) -> StateCopy | None:
+    """Make a copy of the state as of now, or a little later.
+
+    Args:
+        directory: where its file may be.
+        wanted: asked from time to time whether to go on.
+
+    Returns:
+        The copy, to be closed by the caller; None if it was not wanted any more.
+
+    Raises:
+        OSError: there is no room for it.
+        BackendError: the database refused, or is stopped.
+    """
+    copy = StateCopy(directory)
+    source.sweeper.hold()
+    try:
+        await source.read_backend(copy.begin)
+        while wanted():
+            if await source.on_storage_thread(copy.copy_some):
+                return copy
+    except BaseException:
+        copy.close()
+        raise
+    finally:
+        source.sweeper.release()
+    copy.close()
+    return None
+
+
+def revision_key(row: RevisionRow) -> bytes:
+    """The key of a revision in etcd's database: 8 bytes main, ``_``, 8 bytes sub, and ``t`` for a tombstone."""
+    key = _REVISION.pack(row.revision >> SUB_BITS, b"_", row.revision & SUB_MASK)
+    return key + b"t" if row.tombstone else key
+
+
+def _etcd_meta(meta: dict[bytes, bytes], membership: Membership) -> dict[bytes, bytes]:
+    """The ``meta`` bucket as etcd 3.5 writes it."""
+    state = membership.conf_state()
+    fields: dict[str, object] = {}  # Go leaves empty lists out, but not false
+    if state.voters:
+        fields["voters"] = list(state.voters)
+    if state.learners:
+        fields["learners"] = list(state.learners)
+    fields["auto_leave"] = False
+    found = {
+        b"consistent_index": int(meta.get(META_APPLIED_INDEX, b"0")).to_bytes(8, "big"),
+        b"term": int(meta.get(META_APPLIED_TERM, b"0")).to_bytes(8, "big"),
+        b"confState": json.dumps(fields, separators=(",", ":")).encode(),
+    }
+    for ours, theirs in ((META_COMPACTED, b"scheduledCompactRev"), (META_COMPACTION_DONE, b"finishedCompactRev")):
+        revision = int(meta.get(ours, b"-1"))
+        if revision >= 0:
+            found[theirs] = _REVISION.pack(revision, b"_", 0)
+    return found
