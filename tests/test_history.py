@@ -106,6 +106,18 @@ class ReplayTests(SynchronousTestCase):
         moments, last = self.run_replay(2, 29)
         self.assertEqual(([len(each.changes) for each in moments], last), ([2, 2], 3))
 
+    def test_the_pair_before_the_transaction(self) -> None:
+        """A key that one transaction puts and deletes has before both what it was before the transaction."""
+        self.wanted.add(b"p", b"", Watcher(wants_previous=True))
+        self.put(2, b"p", version=1)
+        self.put(3, b"p")
+        self.backend.write(Batch([RevisionRow(pack(3, 1), b"p", 0, 0, 0, b"", True)]))
+        moments, _ = self.run_replay(2, 3)
+        before = moments[0].changes[0].pair
+        self.assertEqual([change.previous for change in moments[1].changes], [before, before])
+        moments, _ = self.run_replay(3, 3)
+        self.assertEqual([change.previous for change in moments[0].changes], [before, before])
+
     def test_the_pair_before(self) -> None:
         """It is looked for where it is wanted, in what was read and before it, but not below the compact revision."""
         self.wanted.add(b"p", b"", Watcher(wants_previous=True))

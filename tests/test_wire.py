@@ -87,6 +87,13 @@ class HeaderTests(SynchronousTestCase):
 class BodyTests(SynchronousTestCase):
     """Responses without their headers."""
 
+    def test_pairs_of_any_length(self) -> None:
+        """Around each length at which its encoding changes, a pair comes out as protobuf writes it."""
+        for size in (0, 100, 125, 126, 127, 128, 1019, 1020, 1021, 1022, 1023, 1024, 16_381, 16_384, 1 << 20):
+            kv = KeyValue(value=bytes(size))
+            expected = RangeResponse(kvs=[kv], count=1).SerializeToString()
+            self.assertEqual(range_body([kv.SerializeToString()], 1, False), expected, size)
+
     @given(st.lists(pairs, max_size=4), st.integers(0, 1000), st.booleans())
     def test_range(self, kvs: list[KeyValue], beyond: int, more: bool) -> None:
         """A range's pairs, more and count; without pairs there is never more."""

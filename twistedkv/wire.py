@@ -6,21 +6,28 @@ varints, ``field << 3 | wire type`` tags).
 
 from __future__ import annotations
 
-_SMALL = tuple(bytes((n,)) for n in range(0x80))
 _U64 = (1 << 64) - 1
+_SHORT_BYTES = 1024  # fields up to this length have their beginnings made beforehand: most key-value pairs
 
 
 def varint(number: int) -> bytes:
     """``number`` as a varint; a negative one as 64-bit two's complement, ten bytes long."""
-    if 0 <= number < 0x80:
-        return _SMALL[number]
-    number &= _U64
+    if 0 <= number < _SHORT_BYTES:
+        return _SHORT[number]
+    return _encode(number & _U64)
+
+
+def _encode(number: int) -> bytes:
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
         number >>= 7
     encoded.append(number)
     return bytes(encoded)
+
+
+_SHORT = tuple(map(_encode, range(_SHORT_BYTES)))
+_PAIR_HEADS = tuple(b"\x12" + length for length in _SHORT)  # field 2 of a RangeResponse, by the pair's length
 
 
 def prefixed(tag: bytes, body: bytes) -> bytes:
@@ -70,7 +77,8 @@ def range_body(pairs: list[bytes], count: int, more: bool) -> bytes:
         return b"\x20" + varint(count) if count else b""
     parts: list[bytes] = []
     for pair in pairs:
-        parts += (b"\x12", varint(len(pair)), pair)
+        size = len(pair)
+        parts += (_PAIR_HEADS[size] if size < _SHORT_BYTES else b"\x12" + varint(size), pair)
     if more:
         parts.append(b"\x18\x01")
     parts += (b"\x20", varint(count))
