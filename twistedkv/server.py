@@ -48,6 +48,7 @@ from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
 from twistedkv.pb.raft_pb2 import ConfChange
 from twistedkv.pb.rpc_pb2 import NOSPACE, AlarmRequest, CompactionRequest
 from twistedkv.protocols.turn import Turn
+from twistedkv.quota import Quota
 from twistedkv.raft.messages import Entry, EntryType, ProposalDropped, Ready, Role, SnapshotMeta, SoftState
 from twistedkv.raft.node import RaftNode
 from twistedkv.reads import ReadGate
@@ -164,7 +165,6 @@ class Member:
         self.store = applier.store
         self.metrics = metrics
         self.applied, self.applied_term = applied
-        self.size = Size(0, 0)
         self._turn = turn
         self._node = node
         self._writer = LogWriter(wal, wal_worker, reactor, metrics, self._schedule_drive, self._halt)
@@ -209,7 +209,13 @@ class Member:
         self._ticker = LoopingCall(self._tick)
         self._ticker.clock = reactor
         self._delayed: set[IDelayedCall] = set()
-        self._space_alarm: Deferred[bytes] | None = None
+        self._quota = Quota(
+            config.quota_backend_bytes,
+            lambda: worker.run(backend.size),
+            lambda: self._write_behind.backlog_bytes,
+            self._raise_space_alarm,
+            reactor,
+        )
 
     # --- life --------------------------------------------------------------------------------------
 
@@ -218,7 +224,7 @@ class Member:
         self._ticker.start(self.config.heartbeat_interval_ms / 1000, now=False).addErrback(self._halt)
         self._campaign_alone()
         self._keeper.trim(self.applied)
-        self._refresh_size()
+        self._quota.start()
         self._schedule_drive()
         self.sweeper.sweep()
         self.leases.start()
@@ -259,6 +265,7 @@ class Member:
     def _stop_working(self) -> None:
         self._end_waiting(StoppedError())
         self._writer.abandon()
+        self._quota.stop()
         self.sweeper.stop()
         self.leases.stop()
         self.hub.stop()
@@ -347,6 +354,11 @@ class Member:
         return self.applier.alarms
 
     @property
+    def size(self) -> Size:
+        """How large the database was about a second ago."""
+        return self._quota.size
+
+    @property
     def wal_bytes_written(self) -> int:
         """Bytes written to the log since the start."""
         return self._writer.bytes_written
@@ -424,25 +436,11 @@ class Member:
         Raises:
             NoSpaceError: it would.
         """
-        quota = self.config.quota_backend_bytes
-        if quota <= 0 or self.estimated_bytes + cost < quota:
-            return
-        if self._space_alarm is None and not self._stopped:
-            _log.warn("the database has {used} bytes, its quota is {quota}", used=self.estimated_bytes, quota=quota)
-            alarm = AlarmRequest(action=AlarmRequest.ACTIVATE, memberID=self.member_id, alarm=NOSPACE)
-            self._space_alarm = self.propose_request(InternalRaftRequest(alarm=alarm))
-            self._space_alarm.addBoth(self._space_alarm_raised)
-        raise NoSpaceError
+        self._quota.check(cost)
 
-    def _space_alarm_raised(self, result: Any) -> None:
-        self._space_alarm = None
-        if not isinstance(result, bytes):
-            _log.warn("cannot raise the NOSPACE alarm: {error}", error=result.value)
-
-    @property
-    def estimated_bytes(self) -> int:
-        """The size of the database with what is on its way there."""
-        return self.size.total + self._write_behind.backlog_bytes
+    def _raise_space_alarm(self) -> Deferred[bytes]:
+        alarm = AlarmRequest(action=AlarmRequest.ACTIVATE, memberID=self.member_id, alarm=NOSPACE)
+        return self.propose_request(InternalRaftRequest(alarm=alarm))
 
     # --- reads -------------------------------------------------------------------------------------
 
@@ -726,21 +724,6 @@ class Member:
 
         call = self.reactor.callLater(delay_s, due)
         self._delayed.add(call)
-
-    def _refresh_size(self) -> None:
-        def known(size: Size) -> None:
-            self.size = size
-
-        def failed(failure: Any) -> None:
-            if not self._stopped:
-                _log.error("cannot tell the size of the database: {error}", error=failure.value)
-
-        def again(_: Any) -> None:
-            if not self._stopped:
-                self._later(1.0, self._refresh_size)
-
-        if not self._stopped:
-            self._worker.run(self._backend.size).addCallbacks(known, failed).addCallback(again)
 
 
 def _auto_compaction(member: Member, config: Config, clock: IReactorTime) -> AutoCompaction | None:

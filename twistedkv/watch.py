@@ -2,7 +2,7 @@
 
 A *receiver*, which is a watcher of a client's stream or an observation from inside the member, is in one of two states:
 
-- **synced**: it was given everything up to the newest revision. It sits in a :class:`Group` with those who want the
+- **synced**: it was given everything up to the newest revision. It sits in a ``Group`` with those who want the
   same, found by key, and costs nothing until a key of its range changes.
 - **behind**: it needs everything from its ``position`` on, because it started in the past, or because its stream had
   no room. It holds nothing but that number. Rounds of catching up serve many such receivers at once, from the recent
@@ -20,45 +20,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby, islice
 from random import Random
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from twistedkv.errors import CompactedError
 from twistedkv.history import History, Moment, Replay, Replayed
-from twistedkv.pb.rpc_pb2 import WatchCreateRequest
-from twistedkv.storage.keyindex import FROM_KEY
 from twistedkv.storage.mvcc import Change, Store
 from twistedkv.watchers import RangeIndex
 from twistedkv.watchevents import Event, Response, ResponseEncoder
+from twistedkv.watchgroups import Group, Interest, Receiver, grouped, hits_of
 
 PROGRESS_INTERVAL_S = 600.0  # etcd server/etcdserver/api/v3rpc/watch.go, plus up to a tenth of it
 ROUND_RECEIVERS = 512  # that one round of catching up serves; etcd watchable_store.go, maxWatchersPerSync
 RETRY_S = 1.0  # after the database refused to be read
-
-_NO_ID = -1  # of an answer that belongs to no watch
-_EMPTY_RANGE = "mvcc: watcher range is empty"
-_DUPLICATE_ID = "mvcc: duplicate watch ID provided on the WatchStream"
-
-
-class Interest(NamedTuple):
-    """What a receiver wants to see; those with equal interest share their responses."""
-
-    key: bytes
-    range_end: bytes
-    puts: bool = True
-    deletes: bool = True
-    prev_kv: bool = False
-    fragment: bool = False
-
-
-class Sink(Protocol):
-    """Where a stream's messages go; a :class:`~twistedkv.protocols.rpc.Call` is one."""
-
-    @property
-    def writable(self) -> bool:
-        """False while what was sent waits for the client."""
-
-    def send(self, message: bytes) -> None:
-        """Send one message, or queue it."""
 
 
 class Timer(Protocol):
@@ -80,47 +53,15 @@ class ReadHistory(Protocol):
     def __call__(self, replay: Replay, replayed: Callable[[Replayed], None], failed: Callable[[], None], /) -> None: ...
 
 
-class Receiver:
-    """Whoever is told of changes; see the module's text for its states."""
-
-    __slots__ = ("behind", "closed", "group", "interest", "position")
-
-    def __init__(self, interest: Interest, position: int) -> None:
-        self.interest = interest
-        self.position = position  # the revision from which on it needs changes; of a synced one, when that began
-        self.group: Group | None = None  # while it is synced
-        self.behind = False
-        self.closed = False
+class Notifiable(Protocol):
+    """Whoever asked for a progress notice."""
 
     @property
-    def ready(self) -> bool:
-        """Whether it can take more now."""
-        raise NotImplementedError
+    def may_notify(self) -> bool:
+        """Whether a notice of :attr:`WatchHub.told` is true now."""
 
-    def park(self) -> None:
-        """It fell behind without being ready: :meth:`WatchHub.unpark` is called once it is."""
-        raise NotImplementedError
-
-    def deliver(self, responses: Sequence[Response], events: Sequence[Event]) -> int:
-        """Take changes of one batch; the revision from which on it could not, 0 if it took all."""
-        raise NotImplementedError
-
-    def compacted(self, revision: int) -> None:
-        """What it needs next is gone, for everything before ``revision`` is."""
-        raise NotImplementedError
-
-
-class Group:
-    """Receivers that want the same from the same revision on."""
-
-    __slots__ = ("hits", "interest", "minimum", "receivers", "wants_previous")
-
-    def __init__(self, interest: Interest, minimum: int) -> None:
-        self.interest = interest
-        self.minimum = minimum  # no revision before it; 0 if all that come are after it anyway
-        self.wants_previous = interest.prev_kv
-        self.receivers: dict[Receiver, None] = {}  # a set in the order of arrival
-        self.hits: list[Event] = []  # of the batch that is being looked at
+    def notify(self) -> None:
+        """Give it."""
 
 
 class WatchHub:
@@ -168,15 +109,10 @@ class WatchHub:
         self._ready: dict[Receiver, None] = {}  # behind, and not parked
         self._reading: dict[Receiver, None] = {}  # of those, for whom the database is read
         self._round_timer: Timer | None = None
-        self._owing: dict[WatchStream, None] = {}  # progress that was asked for
+        self._owing: dict[Notifiable, None] = {}  # progress that was asked for
         self._stopped = False
 
     # --- receivers come and go ---------------------------------------------------------------------
-
-    def open(self, sink: Sink) -> WatchStream:
-        """A new stream of a client."""
-        self.streams += 1
-        return WatchStream(self, sink)
 
     def observe(
         self, key: bytes, range_end: bytes, start_revision: int, tell: Callable[[int, list[Change]], None]
@@ -248,7 +184,7 @@ class WatchHub:
         """Tell synced receivers of the revisions since the last call. Call it after each batch that was applied."""
         while self.fresh:
             moments, self.fresh = self.fresh, []
-            hit = _hits(self._index, moments)
+            hit = hits_of(self._index, moments)
             revision = self.told = moments[-1].revision
             for group in hit:
                 events, group.hits = group.hits, []
@@ -330,11 +266,11 @@ class WatchHub:
 
     def _catch_up(self, receivers: Iterable[Receiver], moments: Sequence[Moment], last: int) -> list[Receiver]:
         """Give ``moments``, which is all up to revision ``last``; returns who needs pairs that have to be fetched."""
-        groups = _grouped(receivers)
+        groups = grouped(receivers)
         index: RangeIndex[Group] = RangeIndex()
         for group in groups:
             index.add(group.interest.key, group.interest.range_end, group)
-        _hits(index, moments)
+        hits_of(index, moments)
         unserved: list[Receiver] = []
         for group in groups:
             events, interest = group.hits, group.interest
@@ -374,7 +310,7 @@ class WatchHub:
     def _read(self, receivers: Iterable[Receiver]) -> None:
         self._reading = dict.fromkeys(receivers)
         index: RangeIndex[Any] = RangeIndex()
-        for group in _grouped(self._reading):
+        for group in grouped(self._reading):
             index.add(group.interest.key, group.interest.range_end, group)
         first = max(1, min(receiver.position for receiver in self._reading))
         replay = Replay(first, self.told, index, self._store.compacted)
@@ -408,14 +344,14 @@ class WatchHub:
 
     # --- private -----------------------------------------------------------------------------------
 
-    def owe_progress(self, stream: WatchStream) -> None:
+    def owe_progress(self, stream: Notifiable) -> None:
         """``stream`` asked for a progress notice: send it as soon as it is true."""
         self._owing[stream] = None
         self.dispatch()
         if self._owing:
             self._answer_progress()
 
-    def disown(self, stream: WatchStream) -> None:
+    def disown(self, stream: Notifiable) -> None:
         """``stream`` is gone."""
         self.streams -= 1
         self._owing.pop(stream, None)
@@ -479,205 +415,3 @@ class Observation(Receiver):
     def compacted(self, revision: int) -> None:
         self.position = revision
         self._tell(revision, [])
-
-
-class Watcher(Receiver):
-    """One watch of a client."""
-
-    __slots__ = ("id", "progress", "quiet", "stream")
-
-    def __init__(self, stream: WatchStream, watch_id: int, interest: Interest, position: int, progress: bool) -> None:
-        super().__init__(interest, position)
-        self.stream = stream
-        self.id = watch_id
-        self.progress = progress  # it asked for notices
-        self.quiet = True  # no event since the last one
-
-    @property
-    def ready(self) -> bool:
-        return self.stream.sink.writable
-
-    def park(self) -> None:
-        self.stream.parked[self] = None
-
-    def deliver(self, responses: Sequence[Response], events: Sequence[Event]) -> int:
-        stream = self.stream
-        sink = stream.sink
-        for response in responses:
-            if not sink.writable:
-                return response.first
-            for message in response.messages(self.id):
-                sink.send(message)
-            stream.hub.events += response.count
-            self.quiet = False
-        return 0
-
-    def compacted(self, revision: int) -> None:
-        self.stream.cut_off(self, revision)
-
-
-class WatchStream:
-    """The watches of one client's stream, and the rules of their ids.
-
-    Args:
-        hub: that serves them.
-        sink: takes the messages.
-    """
-
-    def __init__(self, hub: WatchHub, sink: Sink) -> None:
-        self.sink = sink
-        self.parked: dict[Watcher, None] = {}  # behind, until the sink has room
-        self.hub = hub
-        self._watchers: dict[int, Watcher] = {}  # by id; one cut off by a compaction keeps its id, as in etcd
-        self._next_id = 0
-        self._owed = 0  # progress notices that were asked for
-        self._timer: Timer | None = None
-        self._closed = False
-
-    def create(self, request: WatchCreateRequest) -> None:
-        """Open a watch and say so, or say why not."""
-        key = request.key or b"\0"
-        range_end = request.range_end
-        hub = self.hub
-        hub.dispatch()  # so that the watch joins the others, to whom all that comes now is new
-        revision = hub.revision
-        watch_id = request.watch_id
-        if range_end not in (b"", FROM_KEY) and range_end <= key:
-            self.sink.send(hub.encoder.created(_NO_ID, revision, hub.term(), _EMPTY_RANGE))
-            return
-        if watch_id == 0:
-            while self._next_id in self._watchers:
-                self._next_id += 1
-            watch_id = self._next_id
-            self._next_id += 1
-        elif watch_id in self._watchers:
-            self.sink.send(hub.encoder.created(_NO_ID, revision, hub.term(), _DUPLICATE_ID))
-            return
-        filters = request.filters
-        interest = Interest(
-            key,
-            range_end,
-            WatchCreateRequest.NOPUT not in filters,
-            WatchCreateRequest.NODELETE not in filters,
-            request.prev_kv,
-            request.fragment,
-        )
-        watcher = Watcher(self, watch_id, interest, request.start_revision or revision + 1, request.progress_notify)
-        self._watchers[watch_id] = watcher
-        self.sink.send(hub.encoder.created(watch_id, revision, hub.term()))
-        hub.watchers += 1
-        hub.add(watcher)
-        if request.progress_notify and self._timer is None:
-            self._wait_for_progress()
-
-    def cancel(self, watch_id: int) -> None:
-        """End a watch and say so; an unknown id is passed over in silence, as in etcd."""
-        watcher = self._watchers.pop(watch_id, None)
-        if watcher is not None:
-            self._drop(watcher)
-            hub = self.hub
-            self.sink.send(hub.encoder.canceled(watch_id, hub.revision, hub.term()))
-            if self._owed:
-                hub.owe_progress(self)
-
-    def progress(self) -> None:
-        """Say up to which revision everything was sent: at once, or once the stream has caught up."""
-        self._owed += 1
-        self.hub.owe_progress(self)
-
-    def room(self) -> None:
-        """The sink has room again."""
-        if self.parked and not self._closed:
-            parked, self.parked = self.parked, {}
-            self.hub.unpark(parked)
-
-    def close(self) -> None:
-        """The client is gone."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        for watcher in self._watchers.values():
-            self._drop(watcher)
-        self._watchers.clear()
-        self.hub.disown(self)
-
-    @property
-    def may_notify(self) -> bool:
-        """Whether a notice of the hub's revision is true of every watch.
-
-        A watch that starts later must not hear of an earlier revision: its client would resume from there, and see
-        events from before its start (etcd issue 20221).
-        """
-        told = self.hub.told
-        return all(
-            watcher.closed or (not watcher.behind and watcher.position <= told + 1)
-            for watcher in self._watchers.values()
-        )
-
-    def notify(self) -> None:
-        """Answer the progress requests."""
-        hub = self.hub
-        owed, self._owed = self._owed, 0
-        for _ in range(owed):
-            self.sink.send(hub.encoder.progress(_NO_ID, hub.told, hub.term()))
-
-    def cut_off(self, watcher: Watcher, compact_revision: int) -> None:
-        """End a watch whose next revision is compacted."""
-        self._drop(watcher)
-        self.sink.send(self.hub.encoder.compacted(watcher.id, compact_revision, self.hub.term()))
-
-    def _drop(self, watcher: Watcher) -> None:
-        if not watcher.closed:
-            self.hub.watchers -= 1
-            self.parked.pop(watcher, None)
-            self.hub.remove(watcher)
-
-    def _wait_for_progress(self) -> None:
-        hub = self.hub
-        delay_s = hub.progress_interval_s * (1 + hub.random.random() / 10)
-        self._timer = hub.call_later(delay_s, self._on_progress_due)
-
-    def _on_progress_due(self) -> None:
-        self._timer = None
-        hub = self.hub
-        hub.dispatch()
-        asked = [watcher for watcher in self._watchers.values() if watcher.progress and not watcher.closed]
-        for watcher in asked:
-            synced = not watcher.behind and watcher.position <= hub.told + 1
-            if watcher.quiet and synced and self.sink.writable:
-                self.sink.send(hub.encoder.progress(watcher.id, hub.told, hub.term()))
-            watcher.quiet = True
-        if asked:
-            self._wait_for_progress()
-
-
-def _hits(index: RangeIndex[Group], moments: Iterable[Moment]) -> list[Group]:
-    """Put the events of ``moments`` into the ``hits`` of the groups that want them; those groups, in order."""
-    hit: list[Group] = []
-    for revision, changes in moments:
-        for change in changes:
-            groups = index.matching(change.key)
-            if groups:
-                event = Event(revision, change)
-                for group in groups:
-                    interest = group.interest
-                    if revision >= group.minimum and (interest.deletes if change.deleted else interest.puts):
-                        if not group.hits:
-                            hit.append(group)
-                        group.hits.append(event)
-    return hit
-
-
-def _grouped(receivers: Iterable[Receiver]) -> list[Group]:
-    """Groups of those that want the same from the same position on."""
-    groups: dict[tuple[Interest, int], Group] = {}
-    for receiver in receivers:
-        key = (receiver.interest, receiver.position)
-        group = groups.get(key)
-        if group is None:
-            group = groups[key] = Group(*key)
-        group.receivers[receiver] = None
-    return list(groups.values())

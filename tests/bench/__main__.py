@@ -217,9 +217,9 @@ def main(arguments: list[str]) -> int:
     names = [row.name for row in ROWS]
     parser.add_argument("--rows", default=",".join(names), help=f"comma list of {', '.join(names)}")
     parser.add_argument("--servers", default="etcd,twistedkv", help="comma list, in the order of their turns")
-    parser.add_argument("--seconds", type=float, default=1.5, help="of load for each row and pass")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of load for each row and pass")
     parser.add_argument("--passes", type=int, default=2, help="turns of each server")
-    parser.add_argument("--keys", type=int, default=100_000, help="to fill in first")
+    parser.add_argument("--keys", type=int, default=50_000, help="to fill in first")
     parser.add_argument("--plaintext", action="store_true", help="without TLS")
     chosen = parser.parse_args(arguments)
     wanted, servers = chosen.rows.split(","), chosen.servers.split(",")

@@ -24,7 +24,7 @@ from tests.bench.streaming import FanOut, KeepAliveLoad
 from tests.functional.processes import cpu_seconds_of
 from twistedkv.pb import rpc_pb2 as pb
 
-WARM_UP_S = 0.3
+WARM_UP_S = 0.2
 SCANNED_KEYS = 1000
 _DISTINCT = 1 << 15  # requests prepared beforehand; they are sent in turn
 _DRAIN_TIMEOUT_S = 60.0

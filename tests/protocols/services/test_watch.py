@@ -6,7 +6,7 @@ from google.protobuf.message import DecodeError
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.calls import RecordedCall
-from tests.test_watch import World
+from tests.watchworld import World
 from twistedkv.errors import NoLeaderError
 from twistedkv.pb.rpc_pb2 import (
     WatchCancelRequest,

@@ -11,7 +11,8 @@ from twistedkv.errors import NoLeaderError
 from twistedkv.pb import rpc_pb2
 from twistedkv.pb.rpc_pb2 import WatchRequest
 from twistedkv.protocols.rpc import Access, Call, Method, service_methods
-from twistedkv.watch import WatchHub, WatchStream
+from twistedkv.watch import WatchHub
+from twistedkv.watchstream import WatchStream, open_stream
 
 
 class WatchMember(Protocol):
@@ -41,7 +42,7 @@ class WatchService:
         """Watch.Watch. A client that closes its side goes on to be told, as etcd has it."""
         if call.head.metadata.get("hasleader") == "true" and not self._member.leader:
             raise NoLeaderError
-        stream = self._member.hub.open(call)
+        stream = open_stream(self._member.hub, call)
 
         def on_message(message: bytes) -> None:
             try:
