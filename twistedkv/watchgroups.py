@@ -22,7 +22,7 @@ class Interest(NamedTuple):
 
 
 class Receiver:
-    """Whoever is told of changes; see the module's text for its states."""
+    """Whoever is told of changes; synced or behind, see ``watch.py``."""
 
     __slots__ = ("behind", "closed", "group", "interest", "position")
 
