@@ -17,16 +17,15 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from google.protobuf import text_format
 from google.protobuf.message import Message
 
-from tests.functional.clients import KEEP_ALIVE, OBSERVE, WATCH, GatewayClient, GrpcClient, Reply
+from tests.functional.clients import Reply
 from tests.functional.coordination import (
     Action,
     Ask,
@@ -40,26 +39,31 @@ from tests.functional.coordination import (
     Send,
 )
 from tests.functional.differential import equal, follow, masked, masked_json, readable
+from tests.functional.fullclient import Client, HarnessError
 from tests.functional.operations import Door, Step
-from tests.functional.processes import EtcdProcess, ServerProcess, TLSFiles, TwistedkvProcess
-from tests.functional.streams import GatewayStream, GrpcStream, Stream
-from twistedkv.pb import kv_pb2
+from tests.functional.processes import EtcdProcess, TLSFiles, TwistedkvProcess
+from tests.functional.streams import GatewayStream, Stream
+from tests.functional.watchshape import (
+    NEVER,
+    Watch,
+    answers,
+    as_text,
+    by_watch,
+    canonical,
+    complete,
+    first_difference,
+    misshapen,
+)
 from twistedkv.pb import rpc_pb2 as pb
 from twistedkv.pb import v3election_pb2 as election
 
 REFERENCE_TIMEOUT_S = 15.0
 SUBJECT_TIMEOUT_S = 5.0
 _REST_EVERY = 25  # actions between comparisons of all streams
-_PENDING_TIMEOUT_S = 300.0
 _WITNESS = -1
-_NEVER = 2**63
 _TTL_SLACK_S = 3  # what remains of a lease is asked at slightly different times
 _EVENTS_REVISION = re.compile(rb'"revision":"\d+",(.*"events":)')  # of the header; in a replay it is the moment's
 _JSON_TTL = re.compile(rb'"TTL":"\d+"')
-
-
-class HarnessError(Exception):
-    """The reference did not do what this module expects of etcd: the test is wrong, not the subject."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,126 +84,6 @@ class _Differs(Exception):
     """The subject differs; the text says how."""
 
 
-Falsify = Callable[[Message], None]
-
-
-class Client:
-    """All connections to one server: unary calls over both doors, watch streams, observers, calls that wait.
-
-    Args:
-        server: a running one.
-        falsify: changes what comes, to examine the comparison.
-    """
-
-    def __init__(self, server: ServerProcess, falsify: Falsify | None = None) -> None:
-        self.server = server
-        self.grpc = GrpcClient(server)
-        self._gateway = GatewayClient(server)
-        self._falsify = falsify
-        self._pool = ThreadPoolExecutor(16)
-        self._waiting: list[GatewayClient] = []
-        self.streams: dict[int, Stream] = {}
-        self.observers: dict[int, Stream] = {}
-
-    def send(self, step: Step) -> Reply:
-        """One unary call."""
-        reply = (self.grpc if step.door is Door.GRPC else self._gateway).call(step.request)
-        self._change(reply.message)
-        return reply
-
-    def begin(self, step: Step) -> Future[Reply]:
-        """A unary call that may take as long as it likes."""
-        if step.door is Door.GRPC:
-            return self._pool.submit(self.grpc.call, step.request, _PENDING_TIMEOUT_S)
-        client = GatewayClient(self.server, _PENDING_TIMEOUT_S)
-        self._waiting.append(client)
-        return self._pool.submit(client.call, step.request)
-
-    def watch(self, number: int) -> Stream:
-        """The gRPC watch stream with this number, opened if it is not there."""
-        stream = self.streams.get(number)
-        if stream is None:
-            stream = self.streams[number] = GrpcStream(self.grpc, WATCH, falsify=self._falsify)
-        return stream
-
-    def open_gateway(self, number: int, requests: Sequence[Message]) -> Stream:
-        """A watch stream over the gateway."""
-        stream = self.streams[number] = GatewayStream(self.server, WATCH, requests, self._falsify)
-        return stream
-
-    def observe(self, number: int, door: Door, request: Message) -> Stream:
-        """An observer of an election."""
-        stream = self.observers[number] = self._open(door, OBSERVE, request)
-        return stream
-
-    def keep_alive(self, door: Door, leases: Sequence[int]) -> Stream:
-        """A stream that keeps these leases alive once and ends."""
-        requests = [pb.LeaseKeepAliveRequest(ID=lease) for lease in leases]
-        if door is Door.GRPC:
-            return GrpcStream(self.grpc, KEEP_ALIVE, requests, ends=True, falsify=self._falsify)
-        return GatewayStream(self.server, KEEP_ALIVE, requests, self._falsify)
-
-    def keys(self, prefix: bytes) -> list[kv_pb2.KeyValue]:
-        """The keys under a prefix that ends in "/", oldest first."""
-        request = pb.RangeRequest(key=prefix, range_end=prefix[:-1] + b"0", sort_target=pb.RangeRequest.CREATE)
-        request.sort_order = pb.RangeRequest.ASCEND
-        answer = self.grpc.call(request).message
-        if not isinstance(answer, pb.RangeResponse):
-            raise HarnessError(f"{self.server.label} does not read its keys")
-        return list(answer.kvs)
-
-    def close(self) -> None:
-        """Leave every stream and every call, and close the connections."""
-        for stream in (*self.streams.values(), *self.observers.values()):
-            stream.close()
-        self.grpc.close()
-        for client in self._waiting:
-            client.abort()
-        self._pool.shutdown()
-        self._gateway.close()
-
-    def _open(self, door: Door, rpc, request: Message) -> Stream:  # type: ignore[no-untyped-def]
-        if door is Door.GRPC:
-            return GrpcStream(self.grpc, rpc, [request], ends=True, falsify=self._falsify)
-        return GatewayStream(self.server, rpc, [request], self._falsify)
-
-    def _change(self, message: Message | None) -> None:
-        if message is not None and self._falsify is not None:
-            self._falsify(message)
-
-
-@dataclass(slots=True)
-class _Watch:
-    """One watch as the reference made it, and what is still to come on it."""
-
-    key: bytes
-    range_end: bytes
-    start: int  # the first revision it covers
-    compacted: int  # when it was made
-    unwanted: frozenset[int]  # event types that are filtered out
-    live_after: int  # an event of a higher revision is sent as it happens
-    doomed: bool  # starts at what is compacted
-    at: int = 0  # how much of the history was looked at
-    expected: int = 0  # events since the last rest
-
-    def look(self, history: Sequence[kv_pb2.Event]) -> None:
-        """Count what is new."""
-        for event in history[self.at :]:
-            if not self.doomed and self._wants(event):
-                self.expected += 1
-        self.at = len(history)
-
-    def _wants(self, event: kv_pb2.Event) -> bool:
-        revision, key = event.kv.mod_revision, event.kv.key
-        if revision < self.start or event.type in self.unwanted:
-            return False
-        if event.type == kv_pb2.Event.DELETE and revision <= self.compacted:
-            return False  # 3.5.1 drops a tombstone exactly at the compacted revision
-        if not self.range_end:
-            return key == self.key
-        return key >= self.key and (self.range_end == b"\0" or key < self.range_end)
-
-
 @dataclass(slots=True)
 class _Pending:
     """A call that waits in a queue."""
@@ -215,7 +99,7 @@ class _Taken:
 
     reference: int = 0
     subject: int = 0
-    watches: dict[int, _Watch] = field(default_factory=dict)
+    watches: dict[int, Watch] = field(default_factory=dict)
 
 
 class Run:
@@ -357,7 +241,7 @@ class Run:
                 raise _Differs(f"  observer {number} expected {expected[-1]}\n  found {other.messages} {other.end}")
             found = [masked(message) for message in other.messages]
             if expected != found:
-                raise _Differs(f"  observer {number} expected {_text(expected)}\n  found    {_text(found)}")
+                raise _Differs(f"  observer {number} expected {as_text(expected)}\n  found    {as_text(found)}")
 
     def _keep_alive(self, action: KeepAlive) -> None:
         streams = [client.keep_alive(action.door, action.leases) for client in self._clients]
@@ -368,7 +252,7 @@ class Run:
         expected, found = ([masked(message) for message in stream.messages] for stream in streams)
         lines = [[masked_json(line) for line in stream.lines] for stream in streams]
         if expected != found or lines[0] != lines[1]:
-            raise _Differs(f"  expected {_text(expected)} {lines[0]}\n  found    {_text(found)} {lines[1]}")
+            raise _Differs(f"  expected {as_text(expected)} {lines[0]}\n  found    {as_text(found)} {lines[1]}")
 
     def _grant_picked(self, action: GrantPicked) -> None:
         grant = Step(action.door, pb.LeaseGrantRequest(TTL=action.ttl_s))
@@ -414,9 +298,9 @@ class Run:
             kind = "barrier"
         for client, stream, start, timeout_s in zip(self._clients, streams, before, _TIMEOUTS, strict=True):
             if not stream.wait_for(
-                lambda got, at=start: any(_answers(kind, each, watch_id) for each in got[at:]), timeout_s
+                lambda got, at=start: any(answers(kind, each, watch_id) for each in got[at:]), timeout_s
             ):
-                self._late(client, f"{action} is not answered: {_text(stream.messages[start:])} {stream.end}")
+                self._late(client, f"{action} is not answered: {as_text(stream.messages[start:])} {stream.end}")
         if kind == "create_request":
             self._note_watch(action.stream, request.create_request, streams[0].messages[before[0] :])
         elif kind == "cancel_request":
@@ -430,7 +314,7 @@ class Run:
         wanted = len(action.requests)
         for client, stream, timeout_s in zip(self._clients, streams, _TIMEOUTS, strict=True):
             if not stream.wait_for(lambda got: sum(each.created for each in got) == wanted, timeout_s):
-                self._late(client, f"{action} is not answered: {_text(stream.messages)} {stream.end}")
+                self._late(client, f"{action} is not answered: {as_text(stream.messages)} {stream.end}")
         created = [each for each in streams[0].messages if each.created]
         for request, response in zip(action.requests, created, strict=True):
             self._note_watch(action.stream, request.create_request, [response])
@@ -444,13 +328,13 @@ class Run:
         start = request.start_revision
         doomed = start != 0 and start < (self._source.compacted or -1)
         now = start == 0 or start > current
-        self._taken[stream].watches[created.watch_id] = _Watch(
+        self._taken[stream].watches[created.watch_id] = Watch(
             key=request.key or b"\0",
             range_end=request.range_end,
             start=start or current + 1,
             compacted=self._source.compacted,
             unwanted=frozenset(1 if each == 1 else 0 if each == 0 else -1 for each in request.filters),
-            live_after=current if now else _NEVER,
+            live_after=current if now else NEVER,
             doomed=doomed,
         )
         self._source.watches.setdefault(stream, set()).add(created.watch_id)
@@ -464,7 +348,7 @@ class Run:
                 client.observers.pop(number).close()
         self._source.observing = 0
         for number in list(self._taken):
-            unsettled = [each for each, watch in self._taken[number].watches.items() if watch.live_after == _NEVER]
+            unsettled = [each for each, watch in self._taken[number].watches.items() if watch.live_after == NEVER]
             if unsettled and isinstance(self._reference.streams[number], GatewayStream):
                 self._close(number)
             else:
@@ -500,7 +384,7 @@ class Run:
                 watch.look(history)
             self._take(number)
             for watch_id, watch in list(self._taken[number].watches.items()):
-                if watch.expected or watch.live_after != _NEVER:  # else it may not have caught up yet
+                if watch.expected or watch.live_after != NEVER:  # else it may not have caught up yet
                     watch.live_after = revision
                 watch.expected = 0
                 if watch.doomed:
@@ -513,25 +397,25 @@ class Run:
         news = []
         for client, start, timeout_s in zip(self._clients, (taken.reference, taken.subject), _TIMEOUTS, strict=True):
             stream = client.streams[number]
-            if not stream.wait_for(lambda got, at=start: _complete(got[at:], taken.watches), timeout_s):
+            if not stream.wait_for(lambda got, at=start: complete(got[at:], taken.watches), timeout_s):
                 wanted = {
                     watch_id: watch for watch_id, watch in taken.watches.items() if watch.expected or watch.doomed
                 }
                 self._late(
                     client,
                     f"watch stream {number} lacks events; expected of each watch {wanted}, found "
-                    f"{_text(stream.messages[start:])} {stream.end}",
+                    f"{as_text(stream.messages[start:])} {stream.end}",
                 )
             news.append(stream.messages[start:])
         taken.reference += len(news[0])
         taken.subject += len(news[1])
-        expected, found = (_by_watch(messages) for messages in news)
+        expected, found = (by_watch(messages) for messages in news)
         self.events += sum(len(each.events) for each in news[0])
         for watch_id in expected.keys() | found.keys():
             compacted = taken.watches[watch_id].compacted if watch_id in taken.watches else 0
-            left, right = (_canonical(each.get(watch_id, []), compacted) for each in (expected, found))
+            left, right = (canonical(each.get(watch_id, []), compacted) for each in (expected, found))
             if left != right:
-                raise _Differs(f"  watch stream {number}, watch {watch_id}, {_first_difference(left, right)}")
+                raise _Differs(f"  watch stream {number}, watch {watch_id}, {first_difference(left, right)}")
             for client, messages in zip(self._clients, (expected, found), strict=True):
                 if wrong := misshapen(messages.get(watch_id, []), taken.watches.get(watch_id), self._source.revision):
                     self._late(client, f"watch stream {number}, watch {watch_id}: {wrong}")
@@ -547,7 +431,7 @@ class Run:
             if any(b'"DELETE"' in line for line in lines) and any(
                 watch.start <= watch.compacted for watch in taken.watches.values()
             ):
-                return  # see _canonical
+                return  # see canonical
             texts.append(sorted(_EVENTS_REVISION.sub(rb"\1", masked_json(line)) for line in lines))
         if len(texts[0]) == len(texts[1]) and texts[0] != texts[1]:
             raise _Differs(f"  watch stream {number}\n  expected {texts[0]}\n  found    {texts[1]}")
@@ -573,80 +457,6 @@ class Run:
 _TIMEOUTS = (REFERENCE_TIMEOUT_S, SUBJECT_TIMEOUT_S)
 
 
-def _answers(kind: str | None, response: Message, watch_id: int) -> bool:
-    match kind:
-        case "create_request" | "barrier":
-            return bool(response.created)
-        case "cancel_request":
-            return bool(response.canceled) and response.watch_id == watch_id
-    return response.watch_id == -1 and not response.created and not response.events
-
-
-def _complete(messages: Sequence[Message], watches: dict[int, _Watch]) -> bool:
-    """Whether every watch has its events, and those that start too early are cancelled."""
-    counts = dict.fromkeys(watches, 0)
-    for message in messages:
-        if message.watch_id in counts:
-            counts[message.watch_id] += len(message.events)
-    cancelled = {message.watch_id for message in messages if message.canceled}
-    return all(
-        counts[watch_id] >= watch.expected and (not watch.doomed or watch_id in cancelled)
-        for watch_id, watch in watches.items()
-    )
-
-
-def _by_watch(messages: Sequence[Message]) -> dict[int, list[Message]]:
-    found: dict[int, list[Message]] = {}
-    for message in messages:
-        found.setdefault(message.watch_id, []).append(message)
-    return found
-
-
-def _canonical(messages: Sequence[Message], compacted: int) -> list[str]:
-    """What came on one watch, however it was cut into responses.
-
-    A watch may start at the compacted revision itself. If that is a tombstone, 3.5.1 has lost it, patch releases since
-    3.5.16 show it, and so do we as long as it is in memory: it is left out.
-    """
-    items = []
-    for message in messages:
-        for event in message.events:
-            if event.type != kv_pb2.Event.DELETE or event.kv.mod_revision > compacted:
-                items.append(text_format.MessageToString(event, as_one_line=True))
-        if not message.events:
-            items.append(text_format.MessageToString(masked(message), as_one_line=True))
-    return items
-
-
-def _first_difference(expected: Sequence[str], found: Sequence[str]) -> str:
-    at = next(
-        (n for n, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), min(len(expected), len(found))
-    )
-    ahead = f"after {expected[at - 1]}" if at else "first"
-    return f"{ahead}\n  expected {expected[at : at + 2]}\n  found    {found[at : at + 2]}"
-
-
-def misshapen(messages: Sequence[Message], watch: _Watch | None, current: int) -> str:
-    """What is wrong with the responses that carry one watch's events, each by itself and in their order."""
-    last, torn = 0, False
-    for message in messages:
-        if not message.events:
-            continue
-        revisions = [event.kv.mod_revision for event in message.events]
-        if message.created or message.canceled or message.compact_revision:
-            return f"events in a response that is about the watch itself: {_text([message])}"
-        if sorted(revisions) != revisions or revisions[0] < last or (revisions[0] == last and not torn):
-            return f"revision {revisions[0]} after {last}"
-        last, torn = revisions[-1], message.fragment
-        header = message.header.revision
-        live = watch is not None and revisions[0] > watch.live_after
-        if header < last or header > max(current, last) or (live and header != last):
-            return f"header of revision {header} over {'live ' if live else ''}events up to {last}, store at {current}"
-        if not (message.header.cluster_id and message.header.member_id and message.header.raft_term):
-            return f"incomplete header: {_text([message])}"
-    return "a fragment is the last response" if torn else ""
-
-
 def _settled(reply: Reply, other: Reply) -> Reply:
     """Without what differs by a moment: the remaining seconds of a lease, and the order of its keys, which is open."""
     message, twin = reply.message, other.message
@@ -659,10 +469,6 @@ def _settled(reply: Reply, other: Reply) -> Reply:
     settled.keys[:] = sorted(message.keys)
     body = reply.body if len(message.keys) < 2 else b""
     return Reply(reply.code, reply.text, settled, reply.http_status, reply.headers, _JSON_TTL.sub(b'"TTL":"1"', body))
-
-
-def _text(messages: Sequence[Message]) -> str:
-    return " | ".join(text_format.MessageToString(masked(each), as_one_line=True) for each in messages)
 
 
 def main(arguments: list[str]) -> int:

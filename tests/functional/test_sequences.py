@@ -13,8 +13,10 @@ from pathlib import Path
 from google.protobuf.message import Message
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.functional.fullclient import Client, Falsify
 from tests.functional.processes import MISSING_ETCD, EtcdProcess, ServerProcess, TLSFiles, TwistedkvProcess
-from tests.functional.sequences import Client, Falsify, Run, misshapen
+from tests.functional.sequences import Run
+from tests.functional.watchshape import misshapen
 from twistedkv.pb import kv_pb2
 from twistedkv.pb import rpc_pb2 as pb
 
