@@ -113,6 +113,8 @@ class GuestTests(SynchronousTestCase):
         sources = sorted(str(each) for each in (ROOT / "twistedkv" / "pb").glob("*.proto"))
         protoc = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT}", f"--python_out={stubs}"]
         subprocess.run([*protoc, f"--grpc_python_out={stubs}", *sources], check=True, timeout=_TIMEOUT_S)
+        for package in (stubs / "twistedkv", stubs / "twistedkv" / "pb"):  # else an installed twistedkv comes first
+            (package / "__init__.py").touch()
         self.compare(self.servers(), self.python("stubs_guest"), 10, PYTHONPATH=str(stubs))
 
     def test_etcd3_of_node(self) -> None:

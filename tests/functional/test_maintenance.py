@@ -297,7 +297,7 @@ class AnswersTests(ServersCase):
             with ThreadPoolExecutor(1) as pool:
                 theirs = pool.submit(self.clients[0].call, request, 1.0)
                 answer = ours.call(request)
-                self.assertEqual(theirs.result().code, 4)
+                self.assertIn(theirs.result().code, (4, 14))  # whichever time-out comes first
             self.assertEqual(answer.code, 0, answer.text)
             assert isinstance(answer.message, pb.DowngradeResponse)
             self.assertEqual(answer.message.version, "3.5.0")
