@@ -63,6 +63,7 @@ _ADAPTERS = (
     "storage.worker",
     "storage.writebehind",
     "tap",
+    "waiting",
 )
 
 _TOOLS = ("pb.generate",)  # run by developers, imported by nothing
@@ -90,7 +91,7 @@ _LEVELS: tuple[tuple[str, ...], ...] = (
     ("apply", "raft"),
     ("certs", "config", "configsources", "datadir", "launch", "logs", "metrics", "plugins", "protocols", "storage"),
     ("compaction", "configload", "snapshot", "leaseclock", "logwriter", "quota"),
-    ("logkeeper",),
+    ("logkeeper", "waiting"),
     ("server",),
     ("protocols.services",),
     ("memberview",),

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -57,6 +57,7 @@ from twistedkv.storage.mvcc import Loan, Need, fetch
 from twistedkv.storage.wal import WAL
 from twistedkv.storage.worker import StorageWorker
 from twistedkv.storage.writebehind import WriteBehind
+from twistedkv.waiting import Outcome, Sweeping, Waiter, WaitingRoom
 from twistedkv.watch import WatchHub
 from twistedkv.watchevents import ResponseEncoder
 from twistedkv.wire import HeaderEncoder, prefixed, varint
@@ -76,44 +77,6 @@ _STOP_FLUSH_S = 10.0  # for a database that takes no writes; all of it is in the
 _HEADER_TAG = varint(100 << 3 | 2)  # InternalRaftRequest.header
 
 _log = Logger()
-
-
-class Waiter(Protocol):
-    """Whoever waits for a proposal: a call, or something inside the member."""
-
-    def reply(self, message: bytes) -> None:
-        """It was applied; the encoded response with its header."""
-
-    def fail(self, error: BaseException) -> None:
-        """It was refused, or nobody knows what became of it."""
-
-
-class Outcome:
-    """A waiter that fires a Deferred, with the encoded response or the error."""
-
-    def __init__(self) -> None:
-        self.deferred: Deferred[bytes] = Deferred()
-
-    def reply(self, message: bytes) -> None:
-        self.deferred.callback(message)
-
-    def fail(self, error: BaseException) -> None:
-        self.deferred.errback(error)
-
-
-class _Sweeping:
-    """A waiter that waits for the rows of a compaction to be deleted, too."""
-
-    def __init__(self, sweeper: Sweeper, revision: int, waiter: Waiter) -> None:
-        self._sweeper = sweeper
-        self._revision = revision
-        self._waiter = waiter
-
-    def reply(self, message: bytes) -> None:
-        self._sweeper.swept(self._revision).addCallback(lambda _: self._waiter.reply(message))
-
-    def fail(self, error: BaseException) -> None:
-        self._waiter.fail(error)
 
 
 class Member:
@@ -197,7 +160,7 @@ class Member:
         )
         self._ids = RequestIds(member_id, int(reactor.seconds() * 1000))
         self._timeout_s = _REQUEST_TIMEOUT_S + 2 * config.election_timeout_ms / 1000
-        self._waiting: dict[int, tuple[Waiter, float]] = {}  # request id to waiter and deadline, oldest first
+        self._waiting = WaitingRoom(self._timeout_s)
         self._proposals: list[bytes] = []
         self._waiting_bytes = 0  # of proposals that the disk does not have yet
         self._drive_call: IDelayedCall | None = None
@@ -278,9 +241,8 @@ class Member:
             self._ticker.stop()
 
     def _end_waiting(self, error: KVError) -> None:
-        waiting, self._waiting = self._waiting, {}
         with self._turn:
-            for waiter, _ in waiting.values():
+            for waiter in self._waiting.empty():
                 waiter.fail(error)
             self._reads.end(error)
 
@@ -401,7 +363,7 @@ class Member:
         if len(data) > self.config.max_request_bytes:
             waiter.fail(RequestTooLargeError())
             return
-        self._waiting[request_id] = (waiter, self.reactor.seconds() + self._timeout_s)
+        self._waiting.add(request_id, waiter, self.reactor.seconds())
         self._waiting_bytes += len(data)
         self._proposals.append(data)
         if self._drive_call is None and not self._writer.busy:
@@ -424,7 +386,7 @@ class Member:
     def propose_compaction(self, body: bytes, waiter: Waiter) -> None:
         """As :meth:`propose`, for a compaction: a physical one is answered when its rows are gone."""
         request = InternalRaftRequest.FromString(body).compaction
-        self.propose(body, _Sweeping(self.sweeper, request.revision, waiter) if request.physical else waiter)
+        self.propose(body, Sweeping(self.sweeper, request.revision, waiter) if request.physical else waiter)
 
     def compact(self, revision: int) -> Deferred[bytes]:
         """Compact, without waiting for the rows to go."""
@@ -504,12 +466,7 @@ class Member:
         self._node.tick()
         now = self.reactor.seconds()
         with self._turn:
-            while self._waiting:  # deadlines are in the order of the requests
-                request_id = next(iter(self._waiting))
-                waiter, deadline = self._waiting[request_id]
-                if deadline > now:
-                    break
-                del self._waiting[request_id]
+            for waiter in self._waiting.expired(now):
                 self.metrics.proposals_failed += 1
                 waiter.fail(RequestTimeoutError() if self._node.leader else NoLeaderError())
             self._reads.expire(now)
@@ -641,17 +598,17 @@ class Member:
             if self.is_leader and entry.term == self._node.term:
                 self.leases.lead()
             return True
-        waiting = self._waiting.pop(request.header.ID, None)
+        waiting = self._waiting.take(request.header.ID)
         try:
             done = applier.apply(request)
         except KVError as error:
             if applier.store.changed:
                 raise InvariantError(f"entry {entry.index} failed half-way") from error
             if waiting is not None:
-                waiting[0].fail(error)
+                waiting.fail(error)
         else:
             if waiting is not None:
-                waiting[0].reply(self.header.field(done.revision, self._node.term) + done.body)
+                waiting.reply(self.header.field(done.revision, self._node.term) + done.body)
             if request.HasField("compaction"):
                 self.sweeper.sweep()
         return True
@@ -678,7 +635,7 @@ class Member:
 
     def _apply_conf_change(self, entry: Entry) -> None:
         change = ConfChange.FromString(entry.data)
-        waiting = self._waiting.pop(change.id, None)
+        waiting = self._waiting.take(change.id)
         try:
             self.applier.apply_conf_change(change)
         except (KVError, ValueError) as error:
@@ -686,11 +643,11 @@ class Member:
             change.node_id = 0
             self._node.apply_conf_change(change)
             if waiting is not None:
-                waiting[0].fail(error)
+                waiting.fail(error)
         else:
             self._node.apply_conf_change(change)
             if waiting is not None:
-                waiting[0].reply(b"")
+                waiting.reply(b"")
 
     # --- behind the scenes -------------------------------------------------------------------------
 

@@ -1,0 +1,87 @@
+"""Who waits for a proposal, and for how long."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+
+from twistedkv.compaction import Sweeper
+
+
+class Waiter(Protocol):
+    """Whoever waits for a proposal: a call, or something inside the member."""
+
+    def reply(self, message: bytes) -> None:
+        """It was applied; the encoded response with its header."""
+
+    def fail(self, error: BaseException) -> None:
+        """It was refused, or nobody knows what became of it."""
+
+
+class Outcome:
+    """A waiter that fires a Deferred, with the encoded response or the error."""
+
+    def __init__(self) -> None:
+        self.deferred: Deferred[bytes] = Deferred()
+
+    def reply(self, message: bytes) -> None:
+        self.deferred.callback(message)
+
+    def fail(self, error: BaseException) -> None:
+        self.deferred.errback(error)
+
+
+class Sweeping:
+    """A waiter that waits for the rows of a compaction to be deleted, too."""
+
+    def __init__(self, sweeper: Sweeper, revision: int, waiter: Waiter) -> None:
+        self._sweeper = sweeper
+        self._revision = revision
+        self._waiter = waiter
+
+    def reply(self, message: bytes) -> None:
+        self._sweeper.swept(self._revision).addCallback(lambda _: self._waiter.reply(message))
+
+    def fail(self, error: BaseException) -> None:
+        self._waiter.fail(error)
+
+
+class WaitingRoom:
+    """The waiters by the id of their request, oldest first.
+
+    Args:
+        timeout_s: how long each may wait.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._waiters: dict[int, tuple[Waiter, float]] = {}  # with the deadline, which grows with each
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    def add(self, request_id: int, waiter: Waiter, now_s: float) -> None:
+        """Have ``waiter`` wait from now on."""
+        self._waiters[request_id] = (waiter, now_s + self._timeout_s)
+
+    def take(self, request_id: int) -> Waiter | None:
+        """The waiter for this request, which waits no more; None if it is another member's, or was told before."""
+        waiting = self._waiters.pop(request_id, None)
+        return None if waiting is None else waiting[0]
+
+    def expired(self, now_s: float) -> list[Waiter]:
+        """Those whose time is up; they wait no more."""
+        late: list[Waiter] = []
+        for waiter, deadline_s in self._waiters.values():
+            if deadline_s > now_s:
+                break
+            late.append(waiter)
+        for request_id in list(self._waiters)[: len(late)] if late else ():
+            del self._waiters[request_id]
+        return late
+
+    def empty(self) -> list[Waiter]:
+        """Everybody; nobody waits any more."""
+        waiters, self._waiters = self._waiters, {}
+        return [waiter for waiter, _ in waiters.values()]
