@@ -236,7 +236,7 @@ class Config:
             "grpc-keepalive-min-time",
             types.DURATION,
             "5s",
-            "Least time that a client must leave between two pings.",
+            "Least time that a client must leave between two pings, in plaintext as with etcd; 0 is five minutes.",
         ),
     ]
     grpc_keepalive_interval_s: Annotated[
@@ -256,7 +256,7 @@ class Config:
             "grpc-keepalive-timeout",
             types.DURATION,
             "20s",
-            "Time that a client has to answer a ping before its connection is closed; 0 is for ever.",
+            "Time that a client has to answer a ping before its connection is closed; 0: clients are not pinged.",
         ),
     ]
     allow_plaintext: Annotated[
