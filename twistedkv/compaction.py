@@ -16,6 +16,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twistedkv.config import CompactionMode, Config
 from twistedkv.errors import CompactedError
 from twistedkv.metrics import Metrics
 from twistedkv.storage.backend import Backend, Bucket
@@ -265,3 +266,13 @@ class RevisionCompaction(AutoCompaction):
         if revision <= 0 or revision == self._last or not self._member.is_leader:
             return None
         return self._compact(revision)
+
+
+def auto_compaction(member: Compacts, config: Config, clock: IReactorTime) -> AutoCompaction | None:
+    """What the options ask for; None if nothing is to be compacted by itself."""
+    retention = config.auto_compaction_retention
+    if not retention:
+        return None
+    if config.auto_compaction_mode is CompactionMode.REVISION:
+        return RevisionCompaction(member, clock, int(retention))
+    return PeriodicCompaction(member, clock, retention)

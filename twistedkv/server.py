@@ -16,15 +16,15 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twistedkv.apply import META_APPLIED_INDEX, META_APPLIED_TERM, Alarms, Applier
-from twistedkv.compaction import AutoCompaction, PeriodicCompaction, RevisionCompaction, Sweeper
-from twistedkv.config import CompactionMode, Config
+from twistedkv.apply import Alarms, Applier
+from twistedkv.compaction import Sweeper, auto_compaction
+from twistedkv.config import Config
 from twistedkv.errors import (
     InvariantError,
     KVError,
@@ -52,11 +52,11 @@ from twistedkv.quota import Quota
 from twistedkv.raft.messages import Entry, EntryType, ProposalDropped, Ready, Role, SnapshotMeta, SoftState
 from twistedkv.raft.node import RaftNode
 from twistedkv.reads import ReadGate
-from twistedkv.storage.backend import Backend, BackendError, Batch, Bucket, Size
-from twistedkv.storage.mvcc import Loan, Need, fetch
+from twistedkv.statekeeper import StateKeeper
+from twistedkv.storage.backend import Backend, BackendError, Size
+from twistedkv.storage.mvcc import Loan, Need
 from twistedkv.storage.wal import WAL
 from twistedkv.storage.worker import StorageWorker
-from twistedkv.storage.writebehind import WriteBehind
 from twistedkv.waiting import Outcome, Sweeping, Waiter, WaitingRoom
 from twistedkv.watch import WatchHub
 from twistedkv.watchevents import ResponseEncoder
@@ -69,10 +69,7 @@ _REQUEST_TIMEOUT_S = 5.0  # etcd server/config/config.go, ReqTimeout: plus two e
 _MOST_UNAPPLIED_ENTRIES = 5_000  # etcd server/etcdserver/v3_server.go, maxGapBetweenApplyAndCommitIndex
 _SLOW_APPLY_S = 0.1  # etcd server/etcdserver/apply.go, warnApplyDuration; of an entry there, of a batch here
 _MOST_WAITING_BYTES = 64 << 20  # proposals that may wait for the disk before new ones are refused
-_BACKLOG_ROWS = 50_000  # rows that may wait for the database before applying waits too
-_BACKLOG_BYTES = 64 << 20
 FRAME_BYTES = 512 << 10  # more than a request may a message have; etcd embed/etcd.go, grpcOverheadBytes
-_STOP_FLUSH_S = 10.0  # for a database that takes no writes; all of it is in the log as well
 
 _HEADER_TAG = varint(100 << 3 | 2)  # InternalRaftRequest.header
 
@@ -131,15 +128,13 @@ class Member:
         self._turn = turn
         self._node = node
         self._writer = LogWriter(wal, wal_worker, reactor, metrics, self._schedule_drive, self._halt)
-        self._keeper = LogKeeper(node.log, self._writer, config.snapshot_count, self._make_durable)
-        self._backend = backend
-        self._worker = worker
+        self._state = StateKeeper(
+            applier.store, backend, worker, lambda: (self.applied, self.applied_term), reactor, metrics, self._halt
+        )
+        self._keeper = LogKeeper(node.log, self._writer, config.snapshot_count, self._state.make_durable)
         self._on_failure = on_failure
-        self._write_behind = WriteBehind(backend, worker, self._take_batch, reactor, self._halt)
-        self._write_behind.on_commit = metrics.backend_commit.observe
-        self._told_rows = self._told_bytes = 0  # how much of the store's batch the write-behind knows of
         self.sweeper = Sweeper(self.store, self.read_backend, reactor, compaction_done, metrics)
-        self._auto_compaction = _auto_compaction(self, config, reactor)
+        self._auto_compaction = auto_compaction(self, config, reactor)
         self.leases = LeaseClock(
             applier.lessor,
             self.propose_request,
@@ -174,8 +169,8 @@ class Member:
         self._delayed: set[IDelayedCall] = set()
         self._quota = Quota(
             config.quota_backend_bytes,
-            lambda: worker.run(backend.size),
-            lambda: self._write_behind.backlog_bytes,
+            self._state.measure,
+            lambda: self._state.backlog_bytes,
             self._raise_space_alarm,
             reactor,
         )
@@ -207,12 +202,7 @@ class Member:
         if self._drive_call is not None:
             self._drive_call.cancel()
             self._drive_call = None
-        self._record_applied()
-        try:
-            await self._write_behind.flush().addTimeout(_STOP_FLUSH_S, self.reactor)
-        except (BackendError, TimeoutError) as error:
-            _log.warn("the database is behind, the next start reads the rest from the log: {error}", error=error)
-        self._write_behind.stop()
+        await self._state.stop()
         await self._writer.stop()
 
     def _halt(self, failure: Any) -> None:
@@ -222,7 +212,7 @@ class Member:
         _log.failure("the member stops", failure=failure)
         self._stopped = True
         self._stop_working()
-        self._write_behind.stop()
+        self._state.abandon()
         self._on_failure(failure.value)
 
     def _stop_working(self) -> None:
@@ -335,7 +325,7 @@ class Member:
         """What is wrong with the disks right now, or None."""
         if self._writer.full:
             return "the write-ahead log's disk is full"
-        return self._write_behind.failing
+        return self._state.failing
 
     # --- writes ------------------------------------------------------------------------------------
 
@@ -424,15 +414,15 @@ class Member:
 
     def fetch(self, needs: Sequence[Need]) -> Deferred[Loan]:
         """Read from the database what the store does not hold."""
-        return self._write_behind.read(fetch, self._backend, needs)
+        return self._state.fetch(needs)
 
     def read_backend(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         """Run ``function(backend, *arguments)`` on the storage thread, after everything applied so far was written."""
-        return self._write_behind.read(function, self._backend, *arguments)
+        return self._state.read(function, *arguments)
 
     def on_storage_thread(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         """Run ``function(backend, *arguments)`` on the storage thread, after what was asked of it before."""
-        return self._worker.run(function, self._backend, *arguments)
+        return self._state.run(function, *arguments)
 
     def _read_history(self, replay: Replay, replayed: Callable[[Replayed], None], failed: Callable[[], None]) -> None:
         """Read the past for watchers that are behind."""
@@ -561,14 +551,11 @@ class Member:
         if not applied_all:
             return
         store = self.store
-        if store.batch:
-            rows, size = len(store.batch.rows), store.batch_bytes
-            self._write_behind.dirty(rows - self._told_rows, size - self._told_bytes)
-            self._told_rows, self._told_bytes = rows, size
+        self._state.changed()
         if store.index.resident_bytes > store.index.limit_bytes:
             store.index.evict()
-        if self._write_behind.backlog_rows > _BACKLOG_ROWS or self._write_behind.backlog_bytes > _BACKLOG_BYTES:
-            self._pause_apply(self._write_behind.flush())
+        if self._state.behind:
+            self._pause_apply(self._state.flush())
         self._campaign_alone()
         if not self._may_read and self.is_leader and self._is_sole_voter and self.applied_term == self._node.term:
             self._may_read = True
@@ -651,26 +638,9 @@ class Member:
 
     # --- behind the scenes -------------------------------------------------------------------------
 
-    def _take_batch(self) -> Batch:
-        """Hand the write-behind what was applied, and the index that it stands for, to be written together."""
-        if self.store.batch:
-            self._record_applied()
-        self._told_rows = self._told_bytes = 0
-        return self.store.take_batch()
-
-    def _record_applied(self) -> None:
-        """Have the applied index written even if nothing else is."""
-        self.store.record(Bucket.META, META_APPLIED_INDEX, b"%d" % self.applied)
-        self.store.record(Bucket.META, META_APPLIED_TERM, b"%d" % self.applied_term)
-
     def _describe(self) -> SnapshotMeta:
         """The state as it is now, as a point of the log."""
         return SnapshotMeta(self.applied, self.applied_term, self.applier.membership.conf_state())
-
-    def _make_durable(self) -> Deferred[None]:
-        """Bring the database up to what is applied now, and sync it."""
-        self._record_applied()
-        return self._write_behind.read(self._backend.sync)
 
     def _later(self, delay_s: float, function: Callable[..., None], *arguments: Any) -> None:
         """Call ``function`` after a while, unless the member stops before."""
@@ -681,12 +651,3 @@ class Member:
 
         call = self.reactor.callLater(delay_s, due)
         self._delayed.add(call)
-
-
-def _auto_compaction(member: Member, config: Config, clock: IReactorTime) -> AutoCompaction | None:
-    retention = config.auto_compaction_retention
-    if not retention:
-        return None
-    if config.auto_compaction_mode is CompactionMode.REVISION:
-        return RevisionCompaction(member, clock, int(retention))
-    return PeriodicCompaction(member, clock, retention)
