@@ -7,9 +7,9 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedkv.history import BATCH_BYTES, BATCH_REVISIONS, History, Moment, Replay, Wanting
-from twistedkv.storage.backend import Batch, RevisionRow, pack
+from twistedkv.storage.backend import Batch, Bucket, RevisionRow, pack
 from twistedkv.storage.memory import MemoryBackend
-from twistedkv.storage.mvcc import Change
+from twistedkv.storage.mvcc import META_COMPACTED, Change
 from twistedkv.watchers import RangeIndex
 
 
@@ -76,7 +76,7 @@ class ReplayTests(SynchronousTestCase):
         self.backend.write(Batch(rows))
 
     def run_replay(self, first: int, last: int, compacted: int = -1) -> Any:
-        return Replay(first, last, self.wanted, compacted).run(self.backend)
+        return Replay(first, last, self.wanted, compacted).run(self.backend)[:2]
 
     def test_only_what_is_wanted(self) -> None:
         """Changes of other keys are left out; what was read counts as read all the same."""
@@ -130,3 +130,14 @@ class ReplayTests(SynchronousTestCase):
         moments, _ = self.run_replay(3, 4, compacted=3)
         found = [(change.key, change.previous is not None) for each in moments for change in each.changes]
         self.assertEqual(found, [(b"p", False), (b"k", False), (b"p", True), (b"k", False)])
+
+    def test_what_the_database_knows_of_compactions(self) -> None:
+        """It says below which revision the database it was read from has lost something, asked for or not."""
+        self.put(2, b"k")
+        replayed = Replay(2, 2, self.wanted, 9).run(self.backend)
+        self.assertEqual((replayed.last, replayed.compacted), (2, -1))
+        self.backend.write(Batch(records={(Bucket.META, META_COMPACTED): b"5"}))
+        for revision in range(6, BATCH_REVISIONS + 10):
+            self.put(revision, b"k")
+        replayed = Replay(2, BATCH_REVISIONS + 9, self.wanted, -1).run(self.backend)
+        self.assertEqual((len(replayed.moments), replayed.compacted), (BATCH_REVISIONS, 5))

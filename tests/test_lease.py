@@ -109,6 +109,25 @@ class LessorTests(SynchronousTestCase):
         self.assertEqual(lease.initial_s, 600)
         self.assertIsNone(self.lessor.checkpoint(8, 350))
 
+    def test_the_leases_of_another_state(self) -> None:
+        """Leases and keys are the other state's; the listener hears what went and came; counts do not go back."""
+        for lease_id in (1, 2, 3):
+            self.lessor.grant(lease_id, 60)
+        self.lessor.revoke(3)
+        self.lessor.attach(1, b"old")
+        listener = self.lessor.listener = Listener()
+        other = Lessor(9, [Lease(1, 60, 20), Lease(2, 90), Lease(4, 60)])
+        other.attach(1, b"new")
+        self.lessor.restore(other)
+        self.assertEqual(listener.told, [("revoked", 2), ("granted", 2), ("granted", 4)])
+        self.assertEqual(sorted(lease.id for lease in self.lessor), [1, 2, 4])
+        self.assertEqual((self.lessor.keys(1), self.lessor.get(1).initial_s), ({b"new"}, 20))
+        self.assertEqual((self.lessor.granted, self.lessor.revoked), (3, 1))
+        self.assertEqual(self.lessor.grant(5, 0).ttl_s, 2)
+        self.lessor.listener = None
+        self.lessor.restore(Lessor())
+        self.assertEqual(len(self.lessor), 0)
+
     def test_the_minimum_outlives_an_election(self) -> None:
         """The shortest TTL is one and a half election timeouts in whole ticks, rounded up to seconds."""
         self.assertEqual(min_ttl_s(10, 100), 2)

@@ -100,6 +100,11 @@ class RecordTests(SynchronousTestCase):
             b'{"id":"x"}',
             b'{"id":1,"peerURLs":7}',
             b'{"id":Infinity}',
+            b'{"id":1,"peerURLs":[7]}',
+            b'{"id":1,"peerURLs":"http://a:2380"}',
+            b'{"id":1,"clientURLs":{}, "name":["a"]}',
+            b'{"id":1,"name":null}',
+            b"[" * 100_000,
         ):
             self.assertRaises(ValueError, MemberInfo.from_json, broken)
 
@@ -112,6 +117,13 @@ class MembershipTests(SynchronousTestCase):
         membership = Membership.from_records({b"a": A.to_json(), b"2": B.to_json(), b"5": LEARNER.to_json()})
         self.assertEqual(membership.listed(), [B, LEARNER, A])
         self.assertEqual(membership.conf_state(), ConfState((2, 10), (5,)))
+
+    def test_the_members_of_another_state(self) -> None:
+        """They take the place of ours, and so do those who were removed."""
+        membership = Membership({10: A}, [99])
+        membership.restore(Membership({2: B, 5: LEARNER}, [98, 99, 10]))
+        self.assertEqual(membership.listed(), [B, LEARNER])
+        self.assertRaises(MemberNotFoundError, membership.check, change(A))
 
     def test_members_come_and_go(self) -> None:
         """Voters and learners come in through the log, move, are promoted and go for good."""
@@ -171,8 +183,9 @@ class MembershipTests(SynchronousTestCase):
         Membership({1: a, 2: b, 3: c}).check_remove(3)
         Membership({1: a, 4: new}).check_remove(4)
         Membership({1: a, 5: LEARNER}).check_remove(5)
-        Membership({1: a}).check_remove(1)
         Membership({1: a}).check_remove(7)
+        self.assertRaises(NotEnoughStartedError, Membership({1: a}).check_remove, 1)
+        self.assertRaises(NotEnoughStartedError, Membership({1: a, 5: LEARNER}).check_remove, 1)
         self.assertRaises(NotEnoughStartedError, Membership({1: a, 4: new}).check_remove, 1)
 
     def test_attributes_of_a_started_member(self) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import google_crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, ensureDeferred
@@ -15,17 +16,19 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.workers import SteppedWorker
 from twistedkv import snapshot
-from twistedkv.apply import META_APPLIED_INDEX, META_APPLIED_TERM
+from twistedkv.apply import META_APPLIED_INDEX, META_APPLIED_TERM, META_INSTALLED
 from twistedkv.compaction import Sweeper
 from twistedkv.members import MemberInfo
 from twistedkv.metrics import Metrics
-from twistedkv.snapshot import StateCopy, copy_state, revision_key
-from twistedkv.storage.backend import MAX_MAIN, BackendError, Batch, Bucket, pack
+from twistedkv.raft.messages import ConfState, SnapshotMeta
+from twistedkv.snapshot import StateCopy, copy_state, crc32c_of, revision_key
+from twistedkv.storage.backend import MAX_MAIN, BackendError, Batch, Bucket, RevisionRow, pack
 from twistedkv.storage.bbolt import BoltReader
 from twistedkv.storage.keyindex import KeyIndex
 from twistedkv.storage.memory import MemoryBackend
 from twistedkv.storage.mvcc import Store, encode_row
 from twistedkv.storage.writebehind import WriteBehind
+from twistedkv.v2membership import decode
 
 ME = MemberInfo(0x1C, ("http://192.0.2.1:2380",), "m1")
 
@@ -167,6 +170,42 @@ class ConsistencyTests(SynchronousTestCase):
         ]
         self.assertEqual(list(found[b"key"].items()), expected)
 
+    def test_what_is_said_of_it(self) -> None:
+        """Index, term, members, their text and a checksum are of the moment that the file is of."""
+        source = Source()
+        source.store.record(Bucket.CLUSTER, b"clusterVersion", b"3.5.0")
+        source.store.record(Bucket.MEMBERS_REMOVED, b"7", b"removed")
+        for _ in range(3):
+            source.store.begin()
+            source.store.put(b"key", bytes(100_000), 0)
+            source.store.end()
+            source.applied += 1
+        self.patch(snapshot, "BYTES_AT_A_TIME", 10_000)
+        copying = ensureDeferred(copy_state(source, Path(os.curdir), lambda: True))
+        source.worker.step()
+        source.worker.step()
+        source.store.record(Bucket.MEMBERS, b"1c", MemberInfo(0x1C, ME.peer_urls, "later").to_json())
+        source.store.record(Bucket.CLUSTER, b"clusterVersion", b"3.6.0")
+        source.applied += 1
+        source.write_behind.dirty(0, 0)
+        for _ in range(100):
+            source.clock.advance(0.1)
+            source.worker.drain()
+        copy = self.successResultOf(copying)
+        assert copy is not None
+        self.addCleanup(copy.close)
+        self.assertEqual(copy.meta, SnapshotMeta(3, 3, ConfState((ME.id,))))
+        membership, version = decode(copy.v2_store)
+        self.assertEqual((membership.members, membership.removed, version), ({ME.id: ME}, {7}, "3.5.0"))
+        data = copy.read(copy.size_bytes + 1)
+        self.assertEqual((len(data), copy.crc32c), (copy.size_bytes, google_crc32c.value(data)))
+        self.assertGreater(copy.size_bytes, 300_000)
+        path = Path(self.mktemp())
+        path.write_bytes(data)
+        with path.open("rb") as file:
+            file.read(5)
+            self.assertEqual(crc32c_of(file), copy.crc32c)
+
     def test_an_empty_store(self) -> None:
         """A member without a key can be copied too."""
         source = Source()
@@ -214,6 +253,27 @@ class EndTests(SynchronousTestCase):
         self.patch(self.source.backend, "scan", refuse)
         self.source.worker.drain()
         self.failureResultOf(copying, BackendError)
+        self.assert_sweeps()
+
+    def test_a_state_that_is_replaced_meanwhile(self) -> None:
+        """A snapshot of another member that comes in between ends it, for the rest of what was to be copied is gone."""
+        self.patch(snapshot, "ROWS_AT_A_TIME", 5)
+        scans: list[int] = []
+        scan = self.source.backend.scan
+
+        def counted(first: int, last: int, limit: int) -> list[RevisionRow]:
+            scans.append(first)
+            return scan(first, last, limit)
+
+        self.patch(self.source.backend, "scan", counted)
+        copying = ensureDeferred(copy_state(self.source, self.directory, lambda: True))
+        while len(scans) < 3:
+            self.source.worker.step()
+        self.assertNoResult(copying)
+        self.source.backend.replace([Batch(records={(Bucket.META, META_INSTALLED): b"99"})])
+        self.source.worker.drain()
+        self.failureResultOf(copying, BackendError)
+        self.assertEqual(list(self.directory.iterdir()), [])
         self.assert_sweeps()
 
     def test_a_directory_that_is_not_there(self) -> None:

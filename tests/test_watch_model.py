@@ -40,6 +40,13 @@ steps = st.lists(
         st.tuples(st.just("progress"), st.integers(0, 2)),
         st.tuples(st.just("turn")),
         st.tuples(st.just("database"), st.booleans()),
+        st.tuples(
+            st.just("snapshot"),
+            st.lists(st.tuples(st.sampled_from(KEYS), st.one_of(st.none(), st.integers(0, 400))), max_size=6),
+            st.one_of(st.none(), st.integers(0, 6)),
+            st.booleans(),
+            st.booleans(),
+        ),
     ),
     min_size=15,
     max_size=60,
@@ -82,6 +89,7 @@ class Expectation:
         if response.canceled:
             self.ended = True
             test.assertLess(self.next, response.compact_revision)
+            test.assertLessEqual(response.compact_revision, self.world.store.compacted)
             return
         self.parts.extend(response.events)
         if response.fragment:
@@ -111,8 +119,8 @@ class ModelTests(SynchronousTestCase):
     @settings(max_examples=150, deadline=None)
     @given(steps, st.sampled_from([1, 3, 10_000]))
     def test_every_watch_sees_every_event_once_and_in_order(self, script: list[Any], recent: int) -> None:
-        """Whatever is written, compacted and evicted, and whenever clients read: no event is missed, repeated or torn
-        from its revision, and a progress notice is true."""
+        """Whatever is written, compacted and evicted, and whenever clients read or the state of another member comes
+        by a snapshot: no event is missed, repeated or torn from its revision, and a progress notice is true."""
         world = World(recent, fragment_bytes=700)
         streams = [world.open() for _ in range(3)]
         expected: list[dict[int, Expectation]] = [{}, {}, {}]
@@ -159,6 +167,19 @@ class ModelTests(SynchronousTestCase):
                         streams[number][1].room()
                 case ("progress", number):
                     streams[number][1].progress()
+                case ("snapshot", changes, back, read_before, answer_between):
+                    store, backend = world.leader()
+                    for key, size in changes:
+                        world.change(store, (key, None if size is None else bytes(size)))
+                    if back is not None and store.revision - back > max(store.compacted, 0):
+                        world.compact_of(store, backend, store.revision - back)
+                    backend.write(store.take_batch())
+                    if read_before:
+                        world.read_replays()
+                    world.replace_database(backend)
+                    while answer_between and world.replays:
+                        world.answer_replay()
+                    world.restore()
                 case ("turn",):
                     world.settle()
                 case ("database", answers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 from typing import Any, NamedTuple
 
@@ -11,9 +12,10 @@ from twisted.internet.task import Clock
 from twistedkv.history import History, Replay, Replayed
 from twistedkv.pb.kv_pb2 import Event, KeyValue
 from twistedkv.pb.rpc_pb2 import WatchCreateRequest, WatchResponse
+from twistedkv.storage.backend import MAX_MAIN, Batch, Bucket, pack
 from twistedkv.storage.keyindex import KeyIndex
 from twistedkv.storage.memory import MemoryBackend
-from twistedkv.storage.mvcc import Store
+from twistedkv.storage.mvcc import Store, load
 from twistedkv.watch import WatchHub
 from twistedkv.watchevents import ResponseEncoder
 from twistedkv.watchstream import WatchStream, open_stream
@@ -68,7 +70,7 @@ class World:
         self.past: list[Past] = []
         self.reads = 0
         self.broken = False
-        self.replays: list[tuple[Replay, Callable[[Replayed], None]]] = []
+        self.replays: list[tuple[Callable[[], Replayed], Callable[[Replayed], None]]] = []
         self.hold_replays = False
         self.hub = WatchHub(
             self.store,
@@ -85,38 +87,72 @@ class World:
         if self.broken:
             failed()
         elif self.hold_replays:
-            self.replays.append((replay, replayed))
+            self.replays.append((lambda: replay.run(self.backend), replayed))
         else:
             self.flush()
             self.clock.callLater(0, lambda: replayed(replay.run(self.backend)))
 
     def answer_replay(self) -> None:
         """The database has answered."""
-        replay, replayed = self.replays.pop(0)
+        run, replayed = self.replays.pop(0)
         self.flush()
-        replayed(replay.run(self.backend))
+        replayed(run())
+
+    def read_replays(self) -> None:
+        """The database has read what was asked of it; the answers are still on their way."""
+        self.flush()
+        self.replays = [(partial(_same, run()), replayed) for run, replayed in self.replays]
 
     def flush(self) -> None:
         self.backend.write(self.store.take_batch())
 
     def write(self, *operations: tuple[bytes, bytes | None], dispatch: bool = True) -> int:
         """One transaction of puts, and deletions where the value is None; its revision."""
-        revision = self.store.begin()
-        before = {key: self.live(key) for key, _ in operations}
-        for key, value in operations:
-            if value is None:
-                if self.store.delete(key):
-                    tombstone = KeyValue(key=key, mod_revision=revision)
-                    self.past.append(Past(revision, key, tombstone, before[key], True))
-            else:
-                self.store.put(key, value, 0)
-                entry = self.store.index.entries[key]
-                assert isinstance(entry, bytes)
-                self.past.append(Past(revision, key, KeyValue.FromString(entry), before[key], False))
-        revision = self.store.end()
+        revision = self.change(self.store, *operations)
         if dispatch:
             self.hub.dispatch()
         return revision
+
+    def change(self, store: Store, *operations: tuple[bytes, bytes | None]) -> int:
+        """As :meth:`write`, on this member or on the one that leads."""
+        revision = store.begin()
+        before = {key: self.live(key) for key, _ in operations}
+        for key, value in operations:
+            if value is None:
+                if store.delete(key):
+                    tombstone = KeyValue(key=key, mod_revision=revision)
+                    self.past.append(Past(revision, key, tombstone, before[key], True))
+            else:
+                store.put(key, value, 0)
+                entry = store.index.entries[key]
+                assert isinstance(entry, bytes)
+                self.past.append(Past(revision, key, KeyValue.FromString(entry), before[key], False))
+        return store.end()
+
+    def leader(self) -> tuple[Store, MemoryBackend]:
+        """Another member, which has all that this one has, and its database; what it does this one does not hear of."""
+        self.flush()
+        backend = MemoryBackend()
+        backend.write(Batch(self.backend.scan(0, pack(MAX_MAIN), 1_000_000)))
+        records = self.backend.records(Bucket.META)
+        backend.write(Batch(records={(Bucket.META, key): value for key, value in records.items()}))
+        return load(backend, 1 << 20), backend
+
+    def replace_database(self, backend: MemoryBackend) -> None:
+        """A snapshot of another member has come into the database, and not into memory yet."""
+        records = backend.records(Bucket.META)
+        self.flush()
+        self.backend.replace(
+            [
+                Batch(backend.scan(0, pack(MAX_MAIN), 1_000_000)),
+                Batch(records={(Bucket.META, key): value for key, value in records.items()}),
+            ]
+        )
+
+    def restore(self) -> None:
+        """It is in memory."""
+        self.store.restore(load(self.backend, 1 << 20))
+        self.hub.restored()
 
     def live(self, key: bytes) -> KeyValue | None:
         """The pair of a key as the model knows it."""
@@ -132,11 +168,15 @@ class World:
 
     def compact(self, revision: int) -> None:
         """Compact, with the rows going at once, as the sweeper has it."""
-        self.store.compact(revision)
-        self.flush()
+        self.compact_of(self.store, self.backend, revision)
+
+    def compact_of(self, store: Store, backend: MemoryBackend, revision: int) -> None:
+        """As :meth:`compact`, on this member or on the one that leads."""
+        store.compact(revision)
+        backend.write(store.take_batch())
         after = 0
         while True:
-            _, after = self.backend.compact(revision - 1, after, 5)
+            _, after = backend.compact(revision - 1, after, 5)
             if not after:
                 return
 
@@ -159,3 +199,7 @@ def events_of(responses: Sequence[WatchResponse], watch_id: int = 0) -> list[Eve
 
 def create(key: bytes = b"k", **fields: Any) -> WatchCreateRequest:
     return WatchCreateRequest(key=key, **fields)
+
+
+def _same(replayed: Replayed) -> Replayed:
+    return replayed

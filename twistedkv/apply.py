@@ -7,6 +7,7 @@ logs give equal state. Source: etcd ``server/etcdserver/apply.go`` and ``server.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 from twistedkv.downgrade import Downgrade
 from twistedkv.errors import Code, CorruptError, NoSpaceError, RPCError
@@ -32,6 +33,7 @@ from twistedkv.txn import Done, Executor, txn_cost
 
 META_APPLIED_INDEX = b"applied_index"  # decimal, in Bucket.META; written with what that index brought
 META_APPLIED_TERM = b"applied_term"
+META_INSTALLED = b"installed_snapshot"  # decimal; the index of the last snapshot that took the place of everything
 CLUSTER_VERSION = b"clusterVersion"  # key in Bucket.CLUSTER; the value is "3.5.0"
 DOWNGRADE = b"downgrade"  # beside it; the value is Downgrade.to_json()
 
@@ -50,6 +52,10 @@ class Alarms:
 
     def __bool__(self) -> bool:
         return bool(self._raised)
+
+    def restore(self, other: Alarms) -> None:
+        """Have the alarms of ``other``, which is not used any more."""
+        self._raised = other._raised
 
     def listed(self, kind: int = NONE) -> list[AlarmMember]:
         """The raised alarms of one kind, or of all for NONE, by kind and member."""
@@ -70,6 +76,28 @@ class Alarms:
     def deactivate(self, member: int, kind: int) -> AlarmMember | None:
         """Take an alarm back; None if it was not raised."""
         return self._raised.pop((member, kind), None)
+
+
+class LoadedState(Protocol):
+    """A whole state; see :class:`twistedkv.restore.Loaded`."""
+
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def lessor(self) -> Lessor: ...
+
+    @property
+    def alarms(self) -> Alarms: ...
+
+    @property
+    def membership(self) -> Membership: ...
+
+    @property
+    def cluster_version(self) -> str: ...
+
+    @property
+    def downgrade(self) -> Downgrade: ...
 
 
 class Applier:
@@ -171,6 +199,21 @@ class Applier:
             self.store.record(Bucket.MEMBERS_REMOVED, key, b"removed")
         else:
             self.store.record(Bucket.MEMBERS, key, member.to_json())
+
+    def restore(self, state: LoadedState) -> None:
+        """Take over ``state``, a later one of the same history, whose parts nobody else uses.
+
+        Store, lessor, alarms, membership and executor stay the objects that they are; what is in them changes.
+
+        Raises:
+            InvariantError: it is an earlier state; nothing was changed.
+        """
+        self.store.restore(state.store)
+        self.lessor.restore(state.lessor)
+        self.alarms.restore(state.alarms)
+        self.membership.restore(state.membership)
+        self.cluster_version = state.cluster_version
+        self.downgrade = state.downgrade
 
     def _check_alarms(self, request: InternalRaftRequest) -> None:
         if self.alarms.raised(CORRUPT) and any(request.HasField(name) for name in _REFUSED_WHEN_CORRUPT):

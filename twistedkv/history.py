@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from twistedkv.pb.kv_pb2 import KeyValue
 from twistedkv.storage.backend import Backend, RevisionRow, main_of, pack
-from twistedkv.storage.mvcc import Change, encode_row
+from twistedkv.storage.mvcc import Change, compacted_in, encode_row
 from twistedkv.watchers import RangeIndex
 
 RECENT_REVISIONS = 10_000
@@ -91,6 +91,7 @@ class Replayed(NamedTuple):
 
     moments: list[Moment]  # without what nobody asked for
     last: int  # the revision up to which that is all
+    compacted: int = -1  # by the database it was read from: before that revision something may be missing
 
 
 class Replay:
@@ -115,6 +116,7 @@ class Replay:
         moments: list[Moment] = []
         changes: list[Change] = []
         revision = revisions = size = 0
+        compacted = compacted_in(backend)
         for row in _rows(backend, self.first, self.last):
             main = main_of(row.revision)
             if main != revision:
@@ -122,7 +124,7 @@ class Replay:
                     moments.append(Moment(revision, changes))
                     changes = []
                 if revisions >= BATCH_REVISIONS or size >= BATCH_BYTES:
-                    return Replayed(moments, main - 1)
+                    return Replayed(moments, main - 1, compacted)
                 revision = main
                 revisions += 1
             watchers = self._wanted.matching(row.key)
@@ -132,7 +134,7 @@ class Replay:
                 size += len(change.pair)
         if changes:
             moments.append(Moment(revision, changes))
-        return Replayed(moments, self.last)
+        return Replayed(moments, self.last, compacted)
 
     def _change(self, backend: Backend, row: RevisionRow, with_previous: bool) -> Change:
         key, main = row.key, main_of(row.revision)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+META_MEMBER = b"member_id"  # in Bucket.META, as hex: whose database this is
+META_CLUSTER = b"cluster_id"
+
 _MEMBER_SHIFT, _TIME_SHIFT = 48, 8
 _TIME_MASK = (1 << 40) - 1
 _SUFFIX_MASK = (1 << _MEMBER_SHIFT) - 1

@@ -153,6 +153,23 @@ class Lessor:
             if lease_id in self._leases:
                 self._leases[lease_id].attach(key)
 
+    def restore(self, other: Lessor) -> None:
+        """Have the leases of ``other``, with the keys that hang on them; ``other`` is not used any more.
+
+        The listener is told of each lease that is gone and of each one that is new, as if by the log; what was counted
+        stays. This happens to members that follow, which is why no lease has a time to be kept.
+        """
+        before, self._leases = self._leases, other._leases
+        if self.listener is None:
+            return
+        # One with the same id and another TTL was revoked and granted again in between.
+        for lease in before.values():
+            if not _same(lease, self._leases.get(lease.id)):
+                self.listener.revoked(lease)
+        for lease in self._leases.values():
+            if not _same(lease, before.get(lease.id)):
+                self.listener.granted(lease)
+
     def checkpoint(self, lease_id: int, remaining_ttl_s: int) -> Lease | None:
         """Remember how long a lease had left, 0 for all of it; None if it is gone, which is no error."""
         lease = self._leases.get(lease_id)
@@ -168,6 +185,10 @@ class Lessor:
         """Take ``key`` off its lease; a lease that is gone is no error."""
         if (lease := self._leases.get(lease_id)) is not None:
             lease.detach(key)
+
+
+def _same(lease: Lease, other: Lease | None) -> bool:
+    return other is not None and lease.ttl_s == other.ttl_s
 
 
 def min_ttl_s(election_ticks: int, heartbeat_ms: int) -> int:

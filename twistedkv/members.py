@@ -53,15 +53,29 @@ class MemberInfo:
         """
         try:
             fields = json.loads(encoded)
-            return cls(
-                int(fields["id"]),
-                tuple(fields.get("peerURLs") or ()),
-                fields.get("name", ""),
-                tuple(fields.get("clientURLs") or ()),
-                bool(fields.get("isLearner", False)),
-            )
-        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            return cls.from_fields(int(fields["id"]), fields)
+        except (KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a member record: {encoded!r}") from error
+
+    @classmethod
+    def from_fields(cls, member_id: int, fields: Mapping[str, object]) -> MemberInfo:
+        """The member ``member_id`` with the fields of :meth:`to_json`, of which any may be missing.
+
+        Raises:
+            ValueError: one is of another type.
+        """
+        name = fields.get("name", "")
+        if not isinstance(name, str):
+            raise ValueError(f"the name of member {member_id:x} is no text")
+        peer_urls, client_urls = (_urls_in(fields, key, member_id) for key in ("peerURLs", "clientURLs"))
+        return cls(member_id, peer_urls, name, client_urls, fields.get("isLearner") is True)
+
+
+def _urls_in(fields: Mapping[str, object], key: str, member: int) -> tuple[str, ...]:
+    found = fields.get(key) or []  # Go writes an empty list as null
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise ValueError(f"the {key} of member {member:x} are no list of texts")
+    return tuple(found)
 
 
 def member_id(peer_urls: Iterable[str], token: str) -> int:
@@ -94,6 +108,11 @@ class Membership:
         ``members_removed``."""
         loaded = [MemberInfo.from_json(value) for value in records.values()]
         return cls({member.id: member for member in loaded}, (int(each, 16) for each in removed))
+
+    def restore(self, other: Membership) -> None:
+        """Have the members of ``other``, which is not used any more."""
+        self.members = other.members
+        self.removed = other.removed
 
     def listed(self) -> Sequence[MemberInfo]:
         """All members by ascending id, as etcd lists them."""
@@ -133,13 +152,13 @@ class Membership:
             raise NotEnoughStartedError
 
     def check_remove(self, member_id: int) -> None:
-        """Refuse to remove a voter whose going would leave no quorum of started members.
+        """Refuse to remove a voter whose going would leave no quorum of started members; so the last one stays.
 
         Raises:
-            NotEnoughStartedError: as it says. A learner can always go, and so can the last member.
+            NotEnoughStartedError: as it says. A learner can always go.
         """
         member = self.members.get(member_id)
-        if member is None or member.is_learner or len(self.members) == 1:
+        if member is not None and member.is_learner:
             return
         rest = [each for each in self.voters() if each.id != member_id]
         if not rest or sum(bool(each.name) for each in rest) < len(rest) // 2 + 1:

@@ -20,14 +20,19 @@ from pathlib import Path
 from struct import Struct
 from typing import IO, Any, Final, Protocol
 
-from twistedkv.apply import META_APPLIED_INDEX, META_APPLIED_TERM
+import google_crc32c
+
+from twistedkv.apply import CLUSTER_VERSION, META_APPLIED_INDEX, META_APPLIED_TERM, META_INSTALLED
 from twistedkv.compaction import Sweeper
 from twistedkv.members import Membership
-from twistedkv.storage.backend import SUB_BITS, SUB_MASK, Backend, Bucket, RevisionRow, pack
+from twistedkv.raft.messages import SnapshotMeta
+from twistedkv.storage.backend import SUB_BITS, SUB_MASK, Backend, BackendError, Bucket, RevisionRow, pack
 from twistedkv.storage.bbolt import BoltWriter
 from twistedkv.storage.mvcc import META_COMPACTED, META_COMPACTION_DONE, META_REVISION, encode_row
+from twistedkv.v2membership import encode
 
 ROWS_AT_A_TIME: Final = 200  # about 2 ms of the storage thread, during which the reactor's may want to run
+BYTES_AT_A_TIME: Final = 4 << 20  # of the finished file; about as long
 
 _ETCD_NAMES: Final = {
     Bucket.ALARMS: b"alarm",
@@ -54,27 +59,47 @@ class StateCopy:
 
     def __init__(self, directory: Path) -> None:
         self.size_bytes = 0  # of the finished file
-        self.applied = 0  # the index that it stands for
+        self.crc32c = 0  # of the finished file, all of it
+        self.meta = SnapshotMeta()  # the point of the log that it stands for, and who was a member there
+        self.v2_store = b""  # who that was, as members tell each other
         self.revision = 0
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - open until close()
         self._writer = BoltWriter(self._file.write)
+        self._installed: bytes | None = None  # which state of the database it is a copy of
         self._next = 0  # packed revision from which rows are not copied yet
+
+    @property
+    def applied(self) -> int:
+        """The index that it stands for."""
+        return self.meta.index
 
     def begin(self, backend: Backend) -> None:
         """Take everything but the revisions, and learn which of those belong to it."""
         records = {bucket: backend.records(bucket) for bucket in Bucket}
         meta = records.pop(Bucket.META)
-        self.applied = int(meta.get(META_APPLIED_INDEX, b"0"))
+        members = Membership.from_records(records[Bucket.MEMBERS], records[Bucket.MEMBERS_REMOVED])
+        index, term = (int(meta.get(name, b"0")) for name in (META_APPLIED_INDEX, META_APPLIED_TERM))
+        self.meta = SnapshotMeta(index, term, members.conf_state())
+        self.v2_store = encode(members, records[Bucket.CLUSTER].get(CLUSTER_VERSION, b"").decode())
         self.revision = int(meta.get(META_REVISION, b"1"))
+        self._installed = meta.get(META_INSTALLED)
         records[Bucket.AUTH].setdefault(_AUTH_REVISION, _FIRST_AUTH_REVISION)
         for bucket, name in _ETCD_NAMES.items():
             self._add(name, records[bucket])
-        self._add(b"meta", _etcd_meta(meta, Membership.from_records(records[Bucket.MEMBERS])))
+        self._add(b"meta", _etcd_meta(meta, self.meta))
         self._writer.begin(b"key")
 
     def copy_some(self, backend: Backend) -> bool:
-        """Copy the next revisions; whether the file is complete."""
+        """Copy the next revisions, or look at the next part of the file when all are there; whether it is complete.
+
+        Raises:
+            BackendError: the state that this is a copy of is gone, another member's is in its place.
+        """
+        if self.size_bytes:
+            return self._sum_up()
         rows = backend.scan(self._next, pack(self.revision + 1) - 1, ROWS_AT_A_TIME)
+        if backend.records(Bucket.META).get(META_INSTALLED) != self._installed:
+            raise BackendError("a snapshot has taken the place of the state that was being copied")
         put = self._writer.put
         for row in rows:
             put(revision_key(row), encode_row(row))
@@ -85,6 +110,15 @@ class StateCopy:
         self.size_bytes = self._file.tell()
         self._file.seek(0)
         self._file.write(head)
+        self._file.seek(0)
+        return False
+
+    def _sum_up(self) -> bool:
+        """Take the next part of the finished file into its checksum; whether that was all."""
+        part = self._file.read(BYTES_AT_A_TIME)
+        self.crc32c = int(google_crc32c.extend(self.crc32c, part))
+        if part:
+            return False
         self._file.seek(0)
         return True
 
@@ -126,7 +160,7 @@ async def copy_state(source: StateSource, directory: Path, wanted: Callable[[], 
 
     Raises:
         OSError: there is no room for it.
-        BackendError: the database refused, or is stopped.
+        BackendError: the database refused, is stopped, or got another member's state meanwhile.
     """
     copy = StateCopy(directory)
     source.sweeper.hold()
@@ -150,9 +184,21 @@ def revision_key(row: RevisionRow) -> bytes:
     return key + b"t" if row.tombstone else key
 
 
-def _etcd_meta(meta: dict[bytes, bytes], membership: Membership) -> dict[bytes, bytes]:
+def crc32c_of(file: IO[bytes]) -> int:
+    """The CRC-32C of a file from its beginning to its end, read in parts; what :attr:`StateCopy.crc32c` is of a copy.
+
+    Blocks.
+    """
+    file.seek(0)
+    crc = 0
+    while part := file.read(BYTES_AT_A_TIME):
+        crc = int(google_crc32c.extend(crc, part))
+    return crc
+
+
+def _etcd_meta(meta: dict[bytes, bytes], stands_for: SnapshotMeta) -> dict[bytes, bytes]:
     """The ``meta`` bucket as etcd 3.5 writes it."""
-    state = membership.conf_state()
+    state = stands_for.conf_state
     fields: dict[str, object] = {}  # Go leaves empty lists out, but not false
     if state.voters:
         fields["voters"] = list(state.voters)
@@ -160,8 +206,8 @@ def _etcd_meta(meta: dict[bytes, bytes], membership: Membership) -> dict[bytes, 
         fields["learners"] = list(state.learners)
     fields["auto_leave"] = False
     found = {
-        b"consistent_index": int(meta.get(META_APPLIED_INDEX, b"0")).to_bytes(8, "big"),
-        b"term": int(meta.get(META_APPLIED_TERM, b"0")).to_bytes(8, "big"),
+        b"consistent_index": stands_for.index.to_bytes(8, "big"),
+        b"term": stands_for.term.to_bytes(8, "big"),
         b"confState": json.dumps(fields, separators=(",", ":")).encode(),
     }
     for ours, theirs in ((META_COMPACTED, b"scheduledCompactRev"), (META_COMPACTION_DONE, b"finishedCompactRev")):

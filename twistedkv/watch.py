@@ -210,6 +210,31 @@ class WatchHub:
                 if stopped_at:
                     self.fall_behind(receiver, stopped_at)
 
+    def restored(self) -> None:
+        """The store has become a later one, by a snapshot, and nobody was told what happened in between.
+
+        Whoever was told everything up to the state before needs the rest, which only the database has; whoever waits
+        for a revision still to come goes on waiting. Call it in the turn in which the store was restored, after the
+        database was.
+        """
+        self.dispatch()
+        if not self._receivers or self._stopped:
+            return
+        last, self.told = self.told, self._store.revision
+        self._history.clear(self.told + 1)
+        for group in list(self._groups.values()):
+            for receiver in list(group.receivers):
+                needed = max(receiver.position, last + 1)
+                if needed <= self.told:
+                    self.fall_behind(receiver, needed)
+        if self._round_timer is not None:  # what it waits for may have been this
+            self._round_timer.cancel()
+            self._round_timer = None
+        if self._ready:
+            self._schedule_round()
+        if self._owing:
+            self._answer_progress()
+
     # --- behind ------------------------------------------------------------------------------------
 
     def fall_behind(self, receiver: Receiver, revision: int) -> None:
@@ -320,6 +345,7 @@ class WatchHub:
         receivers, self._reading = self._reading, {}
         self.dispatch()
         present: list[Receiver] = []
+        ahead = False
         for receiver in receivers:
             if not receiver.behind:
                 continue
@@ -328,11 +354,15 @@ class WatchHub:
                 receiver.park()
             elif receiver.position < self._store.compacted:
                 receiver.compacted(self._store.compacted)  # of what it needs, some may be missing in what was read
+            elif receiver.position < replayed.compacted:
+                ahead = True
             else:
                 present.append(receiver)
         self._catch_up(present, replayed.moments, replayed.last)
         if self._ready:
-            self._schedule_round()
+            # The database may be that of a snapshot which is not in the store yet: then there is nothing to do until
+            # restored() is called.
+            self._schedule_round(RETRY_S if ahead else 0)
         if self._owing:
             self._answer_progress()
 

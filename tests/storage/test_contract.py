@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from twisted.trial.reporter import TestResult
 from twisted.trial.unittest import SynchronousTestCase
@@ -135,6 +135,49 @@ class Unsigned(MemoryBackend):
         super().write(Batch([row._replace(lease=row.lease & 2**63 - 1) for row in batch.rows], batch.records))
 
 
+class Overlaying(MemoryBackend):
+    """Leaves what was there below what it replaces it by."""
+
+    def replace(self, batches: Iterable[Batch]) -> None:
+        records = {(bucket, key): value for bucket in Bucket for key, value in self.records(bucket).items()}
+        super().replace([Batch(records=dict(records)), *batches])
+
+
+class Impatient(MemoryBackend):
+    """Empties itself before it has anything in place of that."""
+
+    def replace(self, batches: Iterable[Batch]) -> None:
+        super().replace([])
+        super().replace(batches)
+
+
+class Piecemeal(MemoryBackend):
+    """Replaces itself by each batch that comes well."""
+
+    def replace(self, batches: Iterable[Batch]) -> None:
+        done: list[Batch] = []
+        for batch in batches:
+            super().replace([*done, batch])
+            done.append(batch)
+
+
+class Rephrasing(MemoryBackend):
+    """Takes every failure for one of its own."""
+
+    def replace(self, batches: Iterable[Batch]) -> None:
+        try:
+            super().replace(batches)
+        except Exception as error:
+            raise BackendError("memory: something is wrong") from error
+
+
+class Collecting(MemoryBackend):
+    """Wants to have everything before it begins."""
+
+    def replace(self, batches: Iterable[Batch]) -> None:
+        super().replace(list(batches))
+
+
 class Weightless(MemoryBackend):
     """Does not measure."""
 
@@ -164,6 +207,11 @@ class BackendContractTests(SynchronousTestCase):
             Blind: "test_surviving_leaves_out_what_compaction_would_drop",
             Merged: "test_every_bucket_holds_records",
             Unsigned: "test_rows_come_back_as_they_were",
+            Overlaying: "test_replacing_by_nothing",
+            Impatient: "test_failure_of_the_source_leaves_the_old_state",
+            Piecemeal: "test_refused_replacement_leaves_the_old_state",
+            Rephrasing: "test_failure_of_the_source_leaves_the_old_state",
+            Collecting: "test_batches_are_let_go_of",
             Weightless: "test_size_follows_the_data",
         }.items():
             self.assertIn(caught_by, failures_of(backend, durable=False), backend.__name__)
@@ -175,6 +223,7 @@ class BackendContractTests(SynchronousTestCase):
                 "test_data_survives_reopening",
                 "test_second_open_is_refused",
                 "test_interrupted_compaction_is_done_again",
+                "test_replacement_survives_reopening",
             },
             failures_of(MemoryBackend, durable=True),
         )

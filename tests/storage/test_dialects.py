@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -39,6 +40,24 @@ backend.open()
 for main in range(1, 301):
     backend.write(Batch([put(main, b"key%d" % main)], {(Bucket.META, b"applied"): b"%d" % main}))
 os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+REPLACE_AND_STOP = """
+import sys
+from twistedkv.plugins.sqlite import sqlite
+from twistedkv.storage.backend import Batch, Bucket
+from twistedkv.storage.contract import put
+backend = sqlite.make(sys.argv[1])
+backend.open()
+
+def batches():
+    for number in range(40):
+        rows = [put(main, b"new%d" % main, bytes(10_000)) for main in range(1 + number * 100, 101 + number * 100)]
+        yield Batch(rows, {(Bucket.META, b"applied"): b"new"})
+    print("middle", flush=True)
+    sys.stdin.read()  # until it is killed
+
+backend.replace(batches())
 """
 
 
@@ -98,6 +117,59 @@ class SQLiteTests(SynchronousTestCase):
         self.assertEqual(self.backend.scan(0, EVERYTHING, 1_000), rows)
         self.assertEqual(self.backend.range_at(b"key9", None, EVERYTHING), rows[8:9])
         self.assertEqual(self.backend.records(Bucket.META), {b"applied": b"300"})
+
+    def test_killed_in_the_middle_of_a_replacement(self) -> None:
+        """A process that is killed when most of a replacement is on the disk leaves the state of before, whole."""
+        rows = [put(main, b"key%d" % (main % 90), b"old") for main in range(1, 301)]
+        self.backend.write(Batch(rows, {(Bucket.META, b"applied"): b"old"}))
+        self.backend.sync()
+        self.backend.close()
+        with subprocess.Popen(
+            [sys.executable, "-c", REPLACE_AND_STOP, self.url],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as process:
+            try:
+                assert process.stdout is not None
+                self.assertEqual(process.stdout.readline(), b"middle\n")
+            finally:
+                process.kill()
+        self.assertEqual(process.returncode, -signal.SIGKILL)
+        self.assertGreater(Path(f"{self.path}-wal").stat().st_size, 20_000_000)  # 40 MB less the cache
+        self.backend.open()
+        self.assertEqual(self.backend.scan(0, EVERYTHING, 1_000), rows)
+        self.assertEqual(len(self.backend.range_at(b"", FROM_KEY, EVERYTHING)), 90)
+        self.assertEqual(self.backend.records(Bucket.META), {b"applied": b"old"})
+        self.backend.replace([Batch([put(1, b"new")])])
+        self.assertEqual(self.backend.scan(0, EVERYTHING, 1_000), [put(1, b"new")])
+
+    def test_full_disk_in_the_middle_of_a_replacement(self) -> None:
+        """Without room for the new state the old one stays, and the same replacement works once there is room."""
+        rows = [put(main, b"key%d" % (main % 90), bytes(500)) for main in range(1, 301)]
+        self.backend.write(Batch(rows, {(Bucket.META, b"applied"): b"old"}))
+        self.assertEqual(len(self.backend.range_at(b"", FROM_KEY, EVERYTHING)), 90)
+        pages = self.pragma("page_count")
+        connection = self.backend._connection
+        assert connection is not None
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+        new = [Batch([put(main, b"new%d" % main, bytes(2_000))]) for main in range(1, 301)]
+        error = self.assertRaises(BackendError, self.backend.replace, new)
+        self.assertEqual(str(error), f"{self.url}: database or disk is full")
+        self.assertEqual(self.backend.scan(0, EVERYTHING, 1_000), rows)
+        self.assertEqual(len(self.backend.range_at(b"", FROM_KEY, EVERYTHING)), 90)
+        connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
+        self.backend.replace(new)
+        self.assertEqual(self.backend.scan(0, EVERYTHING, 1_000), [batch.rows[0] for batch in new])
+        self.assertEqual(self.backend.records(Bucket.META), {})
+
+    def test_replacement_leaves_no_large_log(self) -> None:
+        """Once it is synced, the -wal file that it took counts for the size no more."""
+        rows = [put(main, b"key%d" % main, bytes(10_000)) for main in range(1, 5_001)]
+        self.backend.replace(Batch(rows[start : start + 500]) for start in range(0, 5_000, 500))
+        self.assertGreater(self.backend.size().total, 90_000_000)
+        self.backend.sync()
+        self.assertEqual(self.backend.size().total, self.path.stat().st_size)
 
     def test_sync_moves_everything_into_the_file(self) -> None:
         """After a sync the database file alone holds every batch."""
@@ -223,6 +295,22 @@ class PostgreSQLTests(PostgreSQLSchema, SynchronousTestCase):
         self.backend.write(Batch([put(2, b"b")]))
         self.assertEqual(self.backend.scan(0, EVERYTHING, 10), [put(1, b"a"), put(2, b"b")])
         self.assertRaises(BackendError, self.make_backend().open)  # the lock was taken again
+
+    def test_connection_lost_in_the_middle_of_a_replacement(self) -> None:
+        """The state of before is there on the next connection; a replacement on that one is whole."""
+        self.backend.write(Batch([put(1, b"a"), put(2, b"b")], {(Bucket.META, b"applied"): b"old"}))
+
+        def batches() -> Iterator[Batch]:
+            yield Batch([put(1, b"new")], {(Bucket.META, b"applied"): b"new"})
+            with connect(self.url) as connection:
+                connection.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+            yield Batch([put(2, b"new")])
+
+        self.assertRaises(BackendError, self.backend.replace, batches())
+        self.assertEqual(self.backend.scan(0, EVERYTHING, 10), [put(1, b"a"), put(2, b"b")])
+        self.assertEqual(self.backend.records(Bucket.META), {b"applied": b"old"})
+        self.backend.replace([Batch([put(1, b"new")])])
+        self.assertEqual(self.backend.range_at(b"", FROM_KEY, EVERYTHING), [put(1, b"new")])
 
     def test_sync_makes_commits_durable(self) -> None:
         """After a sync the server's log is flushed up to the last commit."""

@@ -14,7 +14,7 @@ from tests.storage.world import LEASES, World, answer_of, outcome, passes_check
 from twistedkv.errors import CompactedError, FutureRevisionError, InvariantError
 from twistedkv.pb.kv_pb2 import KeyValue
 from twistedkv.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest
-from twistedkv.storage.backend import MAX_MAIN, SUB_MASK, Bucket, RevisionRow, pack
+from twistedkv.storage.backend import MAX_MAIN, SUB_MASK, Batch, Bucket, RevisionRow, pack
 from twistedkv.storage.keyindex import FROM_KEY, KeyIndex
 from twistedkv.storage.memory import MemoryBackend
 from twistedkv.storage.mvcc import (
@@ -466,3 +466,64 @@ class ListenerTests(SynchronousTestCase):
             Change(b"a", tombstone, before, True),  # as of the revision before, as etcd's prev_kv
         ]
         self.assertEqual(told, [(3, expected)])
+
+
+class RestoreTests(SynchronousTestCase):
+    """Another member's state in place of ours."""
+
+    def setUp(self) -> None:
+        self.store = new_store()
+        put(self.store, b"a")
+        put(self.store, b"b", lease=7)
+
+    def later(self) -> Store:
+        """The same history, three revisions on."""
+        other = new_store()
+        for key in (b"a", b"b", b"c"):
+            put(other, key)
+        delete(other, b"a")
+        other.compact(3)
+        put(other, b"d")
+        return other
+
+    def test_it_becomes_the_other_one(self) -> None:
+        """Keys, revision and compact revision are the other one's, and writing goes on from there."""
+        told: list[int] = []
+        self.store.listener = lambda revision, changes: told.append(revision)
+        self.store.restore(self.later())
+        self.assertEqual(keys_of(self.store.pairs(b"\0", FROM_KEY)), [b"b", b"c", b"d"])
+        self.assertEqual((self.store.revision, self.store.compacted), (6, 3))
+        self.assertEqual((bool(self.store.batch), self.store.batch_bytes), (False, 0))
+        self.assertRaises(CompactedError, self.store.check_revision, 2)
+        self.assertEqual(put(self.store, b"e"), 7)
+        self.assertEqual([row.revision for row in self.store.take_batch().rows], [pack(7)])
+        self.assertEqual(told, [7])
+
+    def test_an_earlier_state_is_refused(self) -> None:
+        """Neither revision nor compact revision ever goes back; nothing is changed then."""
+        compacted = self.later()
+        compacted.compacted = 5
+        for ours, other in ((self.later(), self.store), (compacted, self.later())):
+            before = ours.pairs(b"\0", FROM_KEY), ours.revision, ours.compacted, len(ours.batch.rows)
+            self.assertRaises(InvariantError, ours.restore, other)
+            after = ours.pairs(b"\0", FROM_KEY), ours.revision, ours.compacted, len(ours.batch.rows)
+            self.assertEqual(after, before)
+
+    def test_not_within_a_transaction(self) -> None:
+        """An open transaction would lose its ground."""
+        self.store.begin()
+        self.store.put(b"k", b"", 0)
+        self.assertRaises(InvariantError, self.store.restore, self.later())
+
+    def test_a_database_that_is_ahead(self) -> None:
+        """What a database lost by a compaction that the store does not know of yet is neither lent nor hashed."""
+        world = World()
+        for value in (b"1", b"2", b"3"):
+            world.send(PutRequest(key=b"k", value=value))
+        world.flush()
+        needs = [Need(b"k", b"", revision) for revision in (2, 3)]
+        self.assertEqual(len(fetch(world.backend, needs).ranges), 2)
+        world.backend.write(Batch(records={(Bucket.META, META_COMPACTED): b"3"}))
+        self.assertEqual(list(fetch(world.backend, needs).ranges), [(b"k", b"", 3)])
+        self.assertRaises(CompactedError, hash_kv, world.backend, 4, -1)
+        self.assertIsInstance(hash_kv(world.backend, 4, 3), int)

@@ -95,6 +95,19 @@ class Backend(Protocol):
             BackendError: nothing of it was applied; the same batch may be tried again.
         """
 
+    def replace(self, batches: Iterable[Batch]) -> None:
+        """Put what ``batches`` bring in the place of everything: all rows, all records, in one transaction.
+
+        One batch is asked for at a time and let go of before the next, so that there may be more of them than memory
+        has room for. Their revisions ascend from batch to batch; they need not be newer than those that go. Whoever
+        makes the batches must not use this backend meanwhile. A crash leaves the old state or the new one, whole; the
+        new one for sure after :meth:`sync`.
+
+        Raises:
+            BackendError: nothing was changed.
+            Exception: whatever making the batches raised, as it was raised; nothing was changed.
+        """
+
     def sync(self) -> None:
         """Return when every batch written so far survives a power cut."""
 

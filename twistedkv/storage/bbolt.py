@@ -225,7 +225,7 @@ class BoltReader:
         data: the whole file.
 
     Raises:
-        BoltError: neither of its two descriptions is whole.
+        BoltError: neither of its two descriptions is whole, or the file is shorter than they say.
     """
 
     def __init__(self, data: Bytes) -> None:
@@ -233,7 +233,9 @@ class BoltReader:
         metas = sorted(filter(None, (self._meta(size * number) for size, number in _META_PLACES)))
         if not metas:
             raise BoltError("no valid meta page")
-        _, self._page_bytes, root = metas[-1]
+        _, self._page_bytes, root, pages = metas[-1]
+        if len(data) < pages * self._page_bytes:
+            raise BoltError(f"the file ends after {len(data)} of {pages * self._page_bytes} bytes")
         self._buckets = {name: value for name, value, flags in self._leaves(self._page(root), 0) if flags & _IS_BUCKET}
 
     @property
@@ -257,16 +259,16 @@ class BoltReader:
             page = _page_at(data, _BUCKET.size, len(data))
         return ((key, value) for key, value, flags in self._leaves(page, 0, data) if not flags & _IS_BUCKET)
 
-    def _meta(self, offset: int) -> tuple[int, int, int] | None:
-        """Transaction, page size and root page of the description at ``offset``; None if it is damaged."""
+    def _meta(self, offset: int) -> tuple[int, int, int, int] | None:
+        """Transaction, page size, root page and number of pages by the description at ``offset``; None if damaged."""
         raw = self._data[offset + _HEADER.size : offset + _HEADER.size + _META.size + _CHECKSUM.size]
         if len(raw) < _META.size + _CHECKSUM.size:
             return None
-        magic, version, page_bytes, _, root, _, _, _, transaction = _META.unpack_from(raw)
+        magic, version, page_bytes, _, root, _, _, pages, transaction = _META.unpack_from(raw)
         (checksum,) = _CHECKSUM.unpack_from(raw, _META.size)
         if (magic, version, checksum) != (_MAGIC, _VERSION, _fnv1a(raw[: _META.size])) or page_bytes < _HEADER.size:
             return None
-        return transaction, page_bytes, root
+        return transaction, page_bytes, root, pages
 
     def _page(self, number: int) -> _Page:
         offset = number * self._page_bytes

@@ -10,79 +10,18 @@ A mixin for trial; a third party's package tests its own backend with it::
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from twisted.trial.unittest import SkipTest, SynchronousTestCase
+from twisted.trial.unittest import SkipTest
 
-from twistedkv.storage.backend import MAX_MAIN, SUB_MASK, Backend, BackendError, Batch, Bucket, RevisionRow, pack
+from twistedkv.storage.backend import MAX_MAIN, SUB_MASK, BackendError, Batch, Bucket, RevisionRow, pack
+from twistedkv.storage.contractcase import EVERYTHING, FROM_KEY, MIB, put, survivors, tombstone
+from twistedkv.storage.replacecontract import ReplaceContract
 
-if TYPE_CHECKING:
-    _Base = SynchronousTestCase
-else:
-    _Base = object  # mixed in, so that trial does not run the suite by itself
-
-EVERYTHING = 2**63 - 1  # a revision after all others
-MIB = 1024 * 1024
-FROM_KEY = b"\0"
+__all__ = ["EVERYTHING", "FROM_KEY", "BackendContract", "put", "tombstone"]
 
 
-def put(
-    main: int, key: bytes, value: bytes = b"value", *, sub: int = 0, version: int = 1, lease: int = 0
-) -> RevisionRow:
-    """A row that puts ``key``, for tests."""
-    return RevisionRow(pack(main, sub), key, main, version, lease, value, False)
-
-
-def tombstone(main: int, key: bytes, *, sub: int = 0) -> RevisionRow:
-    """A row that deletes ``key``, for tests."""
-    return RevisionRow(pack(main, sub), key, 0, 0, 0, b"", True)
-
-
-class BackendContract(_Base):
+class BackendContract(ReplaceContract):
     """Examines each promise of :mod:`twistedkv.storage.backend`. All tests begin with an empty database."""
-
-    durable = True  # data survives close(), and a second process is kept out
-    shrinks = True  # defragment() makes size().total smaller after much was deleted
-
-    def make_backend(self) -> Backend:
-        """A backend that is not open, on the data of this test: a later one sees what an earlier one wrote."""
-        raise NotImplementedError
-
-    def setUp(self) -> None:
-        """Open the backend."""
-        super().setUp()
-        self.backend = self.make_backend()
-        self.backend.open()
-
-    def tearDown(self) -> None:
-        """Close the backend that is open last."""
-        self.backend.close()
-        super().tearDown()
-
-    def reopen(self) -> None:
-        """Close, and open the same data by another object."""
-        self.backend.close()
-        self.backend = self.make_backend()
-        self.backend.open()
-
-    def write(self, *rows: RevisionRow) -> None:
-        """One batch of rows alone."""
-        self.backend.write(Batch(list(rows)))
-
-    def assert_rows(self, found: list[RevisionRow], wanted: list[RevisionRow]) -> None:
-        """They are equal; otherwise they are shown cut short, where a diff of large values would take minutes."""
-        if found != wanted:
-            self.fail(f"{_cut_short(found)} is not {_cut_short(wanted)}")
-
-    def compact_all(self, compacted: int, limit: int = 3) -> int:
-        """Compact to the end in small steps; how many rows were deleted."""
-        after, deleted = 0, 0
-        for _ in range(100_000):
-            count, after = self.backend.compact(compacted, after, limit)
-            deleted += count
-            if after == 0:
-                return deleted
-        self.fail("compaction does not come to an end")
 
     # --- writing and scanning -----------------------------------------------------------------------
 
@@ -184,7 +123,7 @@ class BackendContract(_Base):
 
     def test_data_survives_reopening(self) -> None:
         """What was written is there after the database was closed and opened again, and can be added to."""
-        self._needs_durability()
+        self.needs_durability()
         self.backend.write(Batch([put(1, b"a"), put(2, b"b")], {(Bucket.AUTH, b"enabled"): b"1"}))
         self.backend.range_at(b"a", None, EVERYTHING)
         self.write(put(3, b"a", b"newer"))
@@ -199,7 +138,7 @@ class BackendContract(_Base):
 
     def test_second_open_is_refused(self) -> None:
         """A database in use is refused to a second owner, in one line; the first one goes on, and then lets go."""
-        self._needs_durability()
+        self.needs_durability()
         second = self.make_backend()
         error = self.assertRaises(BackendError, second.open)
         self.assertEqual(len(str(error).splitlines()), 1)
@@ -401,24 +340,9 @@ class BackendContract(_Base):
         self.backend.close()
         self.backend.close()
 
-    def _needs_durability(self) -> None:
-        if not self.durable:
-            raise SkipTest("this backend keeps nothing")
-
-
-def survivors(rows: Sequence[RevisionRow], compacted: int) -> list[RevisionRow]:
-    """The model of compaction: what is left of ``rows``."""
-    bound = pack(compacted + 1)
-    newest = {row.key: row for row in rows if row.revision < bound}
-    return [row for row in rows if row.revision >= bound or (newest[row.key] is row and not row.tombstone)]
-
 
 def kept_in(rows: Sequence[RevisionRow], compacted: int) -> list[RevisionRow]:
     """The model of ``surviving``: ``rows`` reach to its ``last``."""
     bound = pack(compacted + 1)
     newest = {row.key: row for row in rows}
     return [row for row in rows if row.revision >= bound or (newest[row.key] is row and not row.tombstone)]
-
-
-def _cut_short(rows: Sequence[RevisionRow]) -> list[RevisionRow]:
-    return [row._replace(key=row.key[-20:], value=row.value[:20]) for row in rows]

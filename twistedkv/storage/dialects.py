@@ -9,9 +9,22 @@ from __future__ import annotations
 import os
 import sqlite3
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, Insert, NullPool, Table, and_, create_engine, event
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    Insert,
+    NullPool,
+    Table,
+    and_,
+    create_engine,
+    delete,
+    event,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -81,6 +94,11 @@ class Dialect(ABC):
         """``key < end``, by the index: a head that is equal says nothing yet."""
         return and_(*(mine <= its for mine, its in zip(self.parts(key), self.parts(end), strict=True)), key < end)
 
+    def empty(self, connection: Connection, tables: Sequence[Table]) -> None:
+        """Delete all rows of ``tables``, within the transaction that is open."""
+        for table in tables:
+            connection.execute(delete(table))
+
     @abstractmethod
     def sync(self, connection: Connection) -> None:
         """Return when all that was committed is durable."""
@@ -135,8 +153,9 @@ class SQLite(Dialect):
         return statement.on_conflict_do_update(index_elements=["key"], set_={"value": statement.excluded.value})
 
     def sync(self, connection: Connection) -> None:
-        # Syncs the -wal file, moves its pages into the database file and syncs that.
-        self._checkpoint(connection, "FULL")
+        # Syncs the -wal file, moves its pages into the database file and syncs that. What one huge transaction has made
+        # of the -wal file is cut off at once, for it counts as a part of the database.
+        self._checkpoint(connection, "TRUNCATE" if self._wal_bytes() > WAL_LIMIT_BYTES else "FULL")
 
     def size(self, connection: Connection) -> Size:
         page_bytes, pages, free = (
@@ -197,6 +216,12 @@ class PostgreSQL(Dialect):
 
     def parts(self, key: ColumnElement[bytes]) -> tuple[ColumnElement[bytes], ...]:
         return head(key), key
+
+    def empty(self, connection: Connection, tables: Sequence[Table]) -> None:
+        # New files take the place of the old ones when the transaction commits: DELETE would leave every row, dead, for
+        # a later vacuum, and the tables twice as large.
+        names = ", ".join(f'"{table.name}"' for table in tables)
+        connection.exec_driver_sql(f"TRUNCATE {names}")
 
     def sync(self, connection: Connection) -> None:
         # A synchronous commit flushes the log up to itself, but only when its transaction wrote something.

@@ -6,7 +6,7 @@ Nothing survives :meth:`MemoryBackend.close`. It serves tests, and members that 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 
 from sortedcontainers import SortedDict
@@ -48,6 +48,15 @@ class MemoryBackend:
                 self._records[bucket].pop(key, None)
             else:
                 self._records[bucket][key] = value
+        self._held_bytes = max(self._held_bytes, self._data_bytes)
+
+    def replace(self, batches: Iterable[Batch]) -> None:
+        """Collect everything apart, and swap it in when it is complete."""
+        new = MemoryBackend()
+        for batch in batches:
+            new.write(batch)
+        self._revisions, self._rows, self._by_key = new._revisions, new._rows, new._by_key
+        self._records, self._data_bytes = new._records, new._data_bytes
         self._held_bytes = max(self._held_bytes, self._data_bytes)
 
     def sync(self) -> None:

@@ -345,6 +345,31 @@ class Store:
         self.batch_bytes = 0
         return batch
 
+    # --- another state -----------------------------------------------------------------------------
+
+    def restore(self, other: Store) -> None:
+        """Become what ``other`` is, a later state of the same history; ``other`` is not used any more.
+
+        Whoever listens goes on listening, and is not told of what happened in between. Changes that are not in the
+        database yet are dropped: they are in the other state as well.
+
+        Raises:
+            InvariantError: it is an earlier state, or a transaction is open; nothing was changed.
+        """
+        if self._sub:
+            raise InvariantError("a write transaction is open")
+        if other.revision < self.revision or other.compacted < self.compacted:
+            raise InvariantError(
+                f"a state at revision {other.revision}, compacted at {other.compacted}, does not come after the one at "
+                f"{self.revision}, compacted at {self.compacted}"
+            )
+        self.index = other.index
+        self.revision = other.revision
+        self.compacted = other.compacted
+        self.batch = Batch()
+        self.batch_bytes = 0
+        self._loan = _NOTHING
+
 
 def _select(request: RangeRequest, encoded: list[bytes], count: int) -> RangeResult:
     """Filter, sort, cut and strip, in etcd's order."""
@@ -385,11 +410,25 @@ def encode_row(row: RevisionRow) -> bytes:
     ).SerializeToString()
 
 
+def compacted_in(backend: Backend) -> int:
+    """The compact revision that the database knows of; -1 if there never was a compaction.
+
+    What is below may be gone. The store knows of the same compaction or of a later one, except while the state of a
+    snapshot is in the database and not in memory yet.
+    """
+    return int(backend.records(Bucket.META).get(META_COMPACTED, b"-1"))
+
+
 def fetch(backend: Backend, needs: Iterable[Need]) -> Loan:
-    """Read what is needed. Blocks: run it on the storage thread, after everything collected was written."""
+    """Read what is needed. Blocks: run it on the storage thread, after everything collected was written.
+
+    A range of which the database may have lost a part is not lent.
+    """
     loan = Loan({}, {})
     for need in needs:
         if need.revision:
+            if need.revision < compacted_in(backend):
+                continue
             range_end = need.range_end or None
             if range_end is not None and range_end != FROM_KEY and range_end <= need.key:
                 rows = []
@@ -451,7 +490,12 @@ def hash_kv(backend: Backend, revision: int, compacted: int, chunk: int = 1_000)
     Args:
         revision: what is hashed; not below ``compacted``, or below zero, where nothing is.
         compacted: the compact revision; -1 if there never was a compaction.
+
+    Raises:
+        CompactedError: the database is of a state that was compacted later.
     """
+    if compacted < compacted_in(backend):
+        raise CompactedError
     crc = int(google_crc32c.value(b"key"))
     last, border = pack(revision + 1) - 1, pack(compacted + 1) - 1
     any_live = bool(backend.surviving(0, last, revision, 1))

@@ -80,6 +80,8 @@ buckets: Mapping[Bucket, Table] = {
     for bucket in Bucket
 }
 
+STATE = (revisions, key_revisions, *buckets.values())  # everything but what describes the database itself
+
 schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
 
 

@@ -6,7 +6,7 @@ Every row goes into ``revisions`` at once. ``key_revisions``, by which rows are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 
@@ -37,7 +37,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from twistedkv.errors import InvariantError
 from twistedkv.storage.backend import BackendError, Batch, Bucket, RevisionRow, Size, pack
 from twistedkv.storage.dialects import Dialect
-from twistedkv.storage.schema import bring_up_to_date, buckets, key_revisions, revisions
+from twistedkv.storage.schema import STATE, bring_up_to_date, buckets, key_revisions, revisions
 
 # Rows in one INSERT, largest first. A driver lets other threads run once a statement, and each such hand-over costs
 # more than the row when the reactor is busy. 128 rows are 896 parameters; SQLite before 3.32 took 999.
@@ -107,6 +107,20 @@ class SQLBackend:
         self._unindexed_rows += len(rows)
         if due:
             self._mark_indexed()
+
+    def replace(self, batches: Iterable[Batch]) -> None:
+        """Empty the tables and fill them again, in one transaction; ``key_revisions`` at the end and at once, which
+        sorts it, so that it is written from its first page to its last."""
+        newest = 0
+        with self._transaction() as connection:
+            self._dialect.empty(connection, STATE)
+            for batch in batches:
+                self._insert_rows(connection, batch.rows)
+                self._write_records(connection, batch)
+                newest = batch.rows[-1].revision if batch.rows else newest
+            connection.execute(self._statements.index, {"indexed": 0})
+        self._newest = newest
+        self._mark_indexed()
 
     def sync(self) -> None:
         """Have the database flush what was committed."""
