@@ -10,9 +10,20 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from twisted.logger import ILogObserver, LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import provider
 
-from twistedkv.certs import CertificateFileError, Certificates, Pair, ensure_certificates
+from twistedkv.certs import (
+    CertificateFileError,
+    Certificates,
+    Pair,
+    ensure_certificates,
+    given_certificates,
+    has_authority,
+    issue_certificates,
+    keeps_key_elsewhere,
+)
 
 START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
@@ -149,3 +160,92 @@ class EnsureCertificatesTests(SynchronousTestCase):
         self.later(3651)
         error = self.assertRaises(CertificateFileError, self.ensure)
         self.assertIn("ca.crt has expired", str(error))
+
+
+class OneAuthorityTests(SynchronousTestCase):
+    """Certificates of several members, whose CA's key is in one place."""
+
+    def setUp(self) -> None:
+        self.root = Path(self.mktemp())
+        self.now = START
+        self.warnings: list[dict[str, object]] = []
+
+        @provider(ILogObserver)
+        def observe(event: dict[str, object]) -> None:
+            if event["log_level"] is LogLevel.warn:
+                self.warnings.append(event)
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+
+    def issue(self, name: str, *hosts: str) -> Certificates:
+        return issue_certificates(self.root / name, self.root / "ca", hosts, lambda: self.now)
+
+    def given(self, name: str, *hosts: str) -> Certificates:
+        return given_certificates(self.root / name, hosts, lambda: self.now)
+
+    def later(self, days: float) -> None:
+        self.now = START + datetime.timedelta(days=days)
+
+    def test_members_verify_each_other(self) -> None:
+        """Each member's peer pair is the same CA's, good for its own hosts, and nobody but the CA has its key."""
+        made = [self.issue(name, host) for name, host in (("a", "10.0.0.1"), ("b", "b.example"))]
+        for files in made:
+            load(files.peer).verify_directly_issued_by(load(made[0].ca))
+            self.assertEqual(files.ca.certificate.read_bytes(), made[0].ca.certificate.read_bytes())
+            self.assertFalse((files.peer.certificate.parent / "ca.key").exists())
+            self.assertEqual(files.ca.key, self.root / "ca" / "ca.key")
+        self.given("a", "10.0.0.1")
+        self.given("b", "b.example", "127.0.0.1")
+        self.assertEqual(self.warnings, [])
+
+    def test_kept_and_renewed_where_the_key_is(self) -> None:
+        """Another time what is good is kept; what ends soon, or lacks a host, is made again."""
+        self.issue("a", "10.0.0.1")
+        before = (self.root / "a" / "peer.crt").read_bytes()
+        self.issue("a", "10.0.0.1")
+        self.assertEqual((self.root / "a" / "peer.crt").read_bytes(), before)
+        self.issue("a", "10.0.0.1", "10.0.0.9")
+        self.assertNotEqual((self.root / "a" / "peer.crt").read_bytes(), before)
+        self.later(340)
+        self.given("a", "10.0.0.9")
+        self.assertEqual([event["days"] for event in self.warnings], [25, 25])  # server and peer
+        self.issue("a", "10.0.0.9")
+        self.warnings.clear()
+        self.given("a", "10.0.0.9")
+        self.assertEqual(self.warnings, [])
+
+    def test_two_authorities(self) -> None:
+        """A directory that has a CA does not get another one."""
+        ensure_certificates(self.root / "a", (), lambda: self.now)
+        self.assertIn("has a CA of its own", str(self.assertRaises(CertificateFileError, self.issue, "a")))
+        self.issue("b")
+        with self.assertRaises(CertificateFileError):
+            issue_certificates(self.root / "b", self.root / "other", (), lambda: self.now)
+        with self.assertRaises(CertificateFileError):
+            issue_certificates(self.root / "ca", self.root / "ca", (), lambda: self.now)
+
+    def test_whether_the_key_is_elsewhere(self) -> None:
+        """Only a directory with the CA's certificate and without its key is one that was filled elsewhere."""
+        self.assertEqual((has_authority(self.root / "a"), keeps_key_elsewhere(self.root / "a")), (False, False))
+        self.issue("a")
+        self.assertEqual((has_authority(self.root / "a"), keeps_key_elsewhere(self.root / "a")), (True, True))
+        self.assertEqual((has_authority(self.root / "ca"), keeps_key_elsewhere(self.root / "ca")), (True, False))
+
+    def test_what_will_not_do(self) -> None:
+        """A certificate that the member cannot use is named, with what is wrong and how to make another."""
+        self.issue("a", "10.0.0.1")
+        text = str(self.assertRaises(CertificateFileError, self.given, "a", "10.0.0.2"))
+        self.assertIn("server.crt cannot be used: it lacks 10.0.0.2", text)
+        self.assertIn("`twistedkvctl certs --ca <directory of the CA> --host 10.0.0.2`", text)
+        self.later(366)
+        self.assertIn("it has expired", str(self.assertRaises(CertificateFileError, self.given, "a", "10.0.0.1")))
+        self.later(0)
+        (self.root / "a" / "peer.key").unlink()
+        self.assertIn("peer.key", str(self.assertRaises(CertificateFileError, self.given, "a")))
+        other = ensure_certificates(self.root / "other", (), lambda: self.now)
+        for file in (other.peer.certificate, other.peer.key):
+            (self.root / "a" / file.name).write_bytes(file.read_bytes())
+        self.assertIn("not signed it", str(self.assertRaises(CertificateFileError, self.given, "a")))
+        (self.root / "a" / "ca.crt").write_text("none")
+        self.assertIn("ca.crt cannot be used", str(self.assertRaises(CertificateFileError, self.given, "a")))

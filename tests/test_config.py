@@ -14,7 +14,7 @@ from twisted.logger import ILogObserver, LogLevel, formatEvent, globalLogPublish
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import provider
 
-from twistedkv.config import OPTIONS, CompactionMode, Config
+from twistedkv.config import OPTIONS, ClusterState, CompactionMode, Config
 from twistedkv.configload import load_config
 from twistedkv.configsources import ConfigError, parse_flags
 from twistedkv.options import MemberOptions, configuration_page
@@ -97,8 +97,14 @@ class RefusalTests(_Case):
             ("advertise-client-urls", "https://-bad-:1"),
             ("initial-cluster", "default"),
             ("initial-cluster", "=https://127.0.0.1:2380"),
-            ("initial-cluster", "a=https://127.0.0.1:2380"),  # this member is not in it
-            ("initial-cluster", "default=https://127.0.0.1:9"),  # nor are its URLs
+            ("initial-cluster-state", "old"),
+            ("discovery-srv", "no domain"),
+            ("discovery-srv", "-x.example.com"),
+            ("discovery-srv-name", "a b"),
+            ("discovery-srv-name", "two"),  # without a domain
+            ("experimental-corrupt-check-time", "-1s"),
+            ("experimental-snapshot-catchup-entries", "0"),
+            ("strict-reconfig-check", "no"),
             ("initial-cluster", "default=https://127.0.0.1:2380,b=https://127.0.0.1:2380"),
             ("auto-compaction-mode", "hourly"),
             ("heartbeat-interval", "0"),
@@ -118,6 +124,26 @@ class RefusalTests(_Case):
             ("peer-cert-file", "a.crt"),
         ):
             self.assertIn(f"--{option} is {text!r}", self.refusal(**{option: text}), option)
+
+    def test_one_way_into_a_cluster(self) -> None:
+        """Members come from one option or the other."""
+        text = self.refusal(discovery_srv="example.com", initial_cluster="default=https://127.0.0.1:2380")
+        self.assertEqual(
+            text,
+            "--discovery-srv is 'example.com': expected only one of --initial-cluster and --discovery-srv",
+        )
+
+    def test_names_of_peers(self) -> None:
+        """A rule on the names in certificates stands alone, and is not given where nobody shows any."""
+        both = {"peer-cert-allowed-cn": "x", "peer-cert-allowed-hostname": "y"}
+        self.assertIn("--peer-cert-allowed-hostname is 'y': expected only one of", self.refusal(**both))
+        for flag, text in both.items():
+            given = {flag: text}
+            self.assertTrue(self.load(**given))
+            files = {"peer-cert-file": "a.crt", "peer-key-file": "a.key"}
+            self.assertIn(f"--{flag} is {text!r}: expected --peer-trusted-ca-file", self.refusal(**given, **files))
+            plain = {"listen-peer-urls": "http://127.0.0.1:1", "allow-plaintext": "true"}
+            self.assertIn(f"--{flag} is {text!r}: expected https://127.0.0.1:1", self.refusal(**given, **plain))
 
     def test_election_takes_five_heartbeats(self) -> None:
         """A heartbeat that is lost now and then must not start an election."""
@@ -177,6 +203,25 @@ class ValueTests(_Case):
         self.assertIsInstance(cluster, InitialCluster)
         self.assertEqual(str(cluster), text)
         self.assertEqual(cluster["b"], (Url("https", "b.example", 2380), Url("https", "fe80::1", 2380)))
+
+    def test_first_start(self) -> None:
+        """What counts at the first start only is not compared here: on later ones it may be out of date."""
+        config = self.load(initial_cluster="a=https://127.0.0.1:9")
+        self.assertEqual(str(config.initial_cluster), "a=https://127.0.0.1:9")
+        self.assertIs(self.load(initial_cluster_state="existing").initial_cluster_state, ClusterState.EXISTING)
+
+    def test_discovery(self) -> None:
+        """With a domain nothing is said of the members, and its last dot does not count."""
+        config = self.load(discovery_srv="example.com.", discovery_srv_name="two")
+        self.assertEqual((config.discovery_srv, config.discovery_srv_name), ("example.com", "two"))
+        self.assertEqual(config.initial_cluster, {})
+
+    def test_one_of_several(self) -> None:
+        """A member knows from its options whether there are others."""
+        self.assertFalse(self.load().has_others)
+        two = "default=https://127.0.0.1:2380,b=https://b:2380"
+        for options in ({"initial_cluster": two}, {"initial_cluster_state": "existing"}, {"discovery_srv": "a.b"}):
+            self.assertTrue(self.load(**options).has_others)
 
     def test_certificates_of_one_side(self) -> None:
         """Certificates for clients leave the other members to the member's own."""
@@ -240,6 +285,25 @@ class SourceTests(_Case):
         self.assertIn("is a dict", self.refusal(config=self.file("[name]\n")))
         self.assertIn("is a float", self.refusal(config=self.file("heartbeat-interval = 1.5\n")))
 
+    def test_names_of_later_releases(self) -> None:
+        """An option is also known by the name that a later release of etcd gives it, in every source."""
+        path = self.file("snapshot-catchup-entries = 7\n")
+        self.assertEqual(self.load(config=path).snapshot_catchup_entries, 7)
+        environment = {"TWISTEDKV_SNAPSHOT_CATCHUP_ENTRIES": "8"}
+        self.assertEqual(load_config({"config": path}, environment).snapshot_catchup_entries, 8)
+        flags = parse_flags(OPTIONS, ["--experimental-snapshot-catchup-entries=9", "--corrupt-check-time", "2s"])
+        config = load_config(flags | {"config": path}, environment)
+        self.assertEqual((config.snapshot_catchup_entries, config.corrupt_check_time_s), (9, 2))
+        self.assertEqual(self.events, [])
+
+    def test_both_names(self) -> None:
+        """Both names of one option in one place are a mistake, and the name that was used is told."""
+        flags = {"snapshot-catchup-entries": "1", "experimental-snapshot-catchup-entries": "1"}
+        text = str(self.assertRaises(ConfigError, load_config, flags, {}))
+        self.assertIn("--snapshot-catchup-entries and --experimental-snapshot-catchup-entries are one option", text)
+        error = self.assertRaises(ConfigError, load_config, {}, {"TWISTEDKV_SNAPSHOT_CATCHUP_ENTRIES": "x"})
+        self.assertIn("TWISTEDKV_SNAPSHOT_CATCHUP_ENTRIES is 'x'", str(error))
+
     def test_unknown_variable_is_warned_about(self) -> None:
         """A variable that names no option is warned about and ignored, as by etcd; an empty one is unset."""
         load_config({}, {"TWISTEDKV_NMAE": "a", "TWISTEDKV_NAME": "", "NAME": "b"})
@@ -258,10 +322,11 @@ class FlagTests(_Case):
     def test_only_a_boolean_stands_alone(self) -> None:
         """A flag without its value is refused, and does not take the next flag for one."""
         for option in OPTIONS.values():
-            if option.kind is BOOL:
-                self.assertEqual(parse_flags(OPTIONS, [f"--{option.flag}"]), {option.flag: "true"})
-            else:
-                self.assertRaises(ConfigError, parse_flags, OPTIONS, [f"--{option.flag}"])
+            for name in option.names:
+                if option.kind is BOOL:
+                    self.assertEqual(parse_flags(OPTIONS, [f"--{name}"]), {name: "true"})
+                else:
+                    self.assertRaises(ConfigError, parse_flags, OPTIONS, [f"--{name}"])
 
     def test_arguments_that_are_no_flags(self) -> None:
         """A word by itself is refused."""
@@ -295,7 +360,8 @@ class TwistdOptionsTests(_Case):
         status, out, _ = self.end("--help")
         self.assertEqual(status, 0)
         for option in OPTIONS.values():
-            self.assertIn(f"--{option.flag}=", out)
+            for name in option.names:
+                self.assertIn(f"--{name}", out)
         self.assertLessEqual(max(map(len, out.splitlines())), 80)
 
     def test_version(self) -> None:

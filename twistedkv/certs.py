@@ -3,6 +3,9 @@
 What is there is kept; what is missing, does not belong to the CA, or ends within thirty days is made again. A private
 key is replaced before its certificate, each by a rename, so that a crash leaves at worst a pair that does not fit
 together, which the next call sees and makes again.
+
+Members that talk to each other need one CA. Its key can stay in one place: :func:`issue_certificates` makes there what
+the others get, and :func:`given_certificates` looks on their side whether it will do.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import datetime
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
@@ -21,6 +24,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from twisted.logger import Logger
 
 CA_DAYS: Final = 3650
 LEAF_DAYS: Final = 365
@@ -29,6 +33,10 @@ BACKDATE: Final = datetime.timedelta(hours=1)  # for clients whose clock is a li
 
 SERVER_AUTH: Final = ExtendedKeyUsageOID.SERVER_AUTH
 CLIENT_AUTH: Final = ExtendedKeyUsageOID.CLIENT_AUTH
+
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+
+_log = Logger()
 
 
 class CertificateFileError(ValueError):
@@ -45,7 +53,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """The files that :func:`ensure_certificates` vouches for."""
+    """The files of one directory. A CA's key may be elsewhere."""
 
     ca: Pair
     server: Pair
@@ -78,19 +86,100 @@ def ensure_certificates(
             that others hold were signed by it.
         OSError: the directory cannot be written.
     """
+    home = _make_home(directory)
+    moment = now()
+    files = _files(home)
+    issuer = _ensure_ca(files.ca, moment)
+    _ensure_leaves(files, issuer, _subject_names((*_LOOPBACK, socket.gethostname(), *hosts)), moment)
+    return files
+
+
+def issue_certificates(
+    directory: str | Path,
+    authority: str | Path,
+    hosts: Sequence[str] = (),
+    now: Callable[[], datetime.datetime] = _utc_now,
+) -> Certificates:
+    """Make sure that ``directory`` holds the three pairs, signed by the CA in the directory ``authority``, and that
+    CA's certificate without its key. Blocks like :func:`ensure_certificates`.
+
+    Args:
+        authority: gets a CA if it has none.
+        hosts: names and addresses for the server's and the peer's certificate, next to localhost.
+
+    Raises:
+        CertificateFileError: the CA cannot be used, or ``directory`` belongs to another one.
+        OSError: a directory cannot be written.
+    """
+    moment = now()
+    files, source = _files(_make_home(directory)), _files(_make_home(authority)).ca
+    issuer = _ensure_ca(source, moment)
+    certificate = source.certificate.read_bytes()
+    if files.ca.key.exists() or (files.ca.certificate.exists() and files.ca.certificate.read_bytes() != certificate):
+        raise CertificateFileError(f"{directory} has a CA of its own and cannot take the one in {authority}")
+    _replace(files.ca.certificate, certificate, 0o644)
+    _ensure_leaves(files, issuer, _subject_names((*_LOOPBACK, *hosts)), moment)
+    return replace(files, ca=Pair(files.ca.certificate, source.key))
+
+
+def has_authority(directory: str | Path) -> bool:
+    """Whether a CA's certificate is in ``directory``."""
+    return _files(Path(directory)).ca.certificate.exists()
+
+
+def keeps_key_elsewhere(directory: str | Path) -> bool:
+    """Whether ``directory`` is one that :func:`issue_certificates` has filled."""
+    return has_authority(directory) and not _files(Path(directory)).ca.key.exists()
+
+
+def given_certificates(
+    directory: str | Path, hosts: Sequence[str], now: Callable[[], datetime.datetime] = _utc_now
+) -> Certificates:
+    """The files of ``directory``, whose CA's key is elsewhere. Blocks: it reads them. Warns of what ends soon.
+
+    Args:
+        hosts: names and addresses that the server's and the peer's certificate must carry.
+
+    Raises:
+        CertificateFileError: a certificate is missing, damaged, expired, not the CA's, or lacks a host.
+    """
+    files = _files(Path(directory))
+    moment = now()
+    try:
+        authority = x509.load_pem_x509_certificate(files.ca.certificate.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CertificateFileError(f"the CA's certificate {files.ca.certificate} cannot be used: {error}") from error
+    for pair in (files.server, files.peer):
+        fault = _fault(pair, authority, _subject_names(hosts))
+        left = datetime.timedelta() if fault else _left(pair, moment)
+        if not fault and left <= datetime.timedelta():
+            fault = "it has expired"
+        if fault:
+            options = " ".join(("--ca <directory of the CA>", *(f"--host {host}" for host in hosts)))
+            raise CertificateFileError(
+                f"{pair.certificate} cannot be used: {fault}: expected one made by `twistedkvctl certs {options}`, or "
+                "the CA's key beside it"
+            )
+        if left < datetime.timedelta(days=RENEW_DAYS):
+            _log.warn(
+                "the certificate {path} ends in {days} days; its CA's key is elsewhere, so it must be renewed there",
+                path=str(pair.certificate),
+                days=left.days,
+            )
+    return files
+
+
+def _make_home(directory: str | Path) -> Path:
     home = Path(directory)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     home.chmod(0o700)
-    files = Certificates(
+    return home
+
+
+def _files(home: Path) -> Certificates:
+    return Certificates(
         *(Pair(home / f"{name}.crt", home / f"{name}.key") for name in ("ca", "server", "peer", "client"))
     )
-    moment = now()
-    issuer = _ensure_ca(files.ca, moment)
-    names = _subject_names(("localhost", "127.0.0.1", "::1", socket.gethostname(), *hosts))
-    _ensure_leaf(files.server, issuer, "twistedkv-server", (SERVER_AUTH,), names, moment)
-    _ensure_leaf(files.peer, issuer, "twistedkv-peer", (SERVER_AUTH, CLIENT_AUTH), names, moment)
-    _ensure_leaf(files.client, issuer, "twistedkv-client", (CLIENT_AUTH,), [], moment)
-    return files
 
 
 def _ensure_ca(pair: Pair, now: datetime.datetime) -> _Issuer:
@@ -108,6 +197,12 @@ def _ensure_ca(pair: Pair, now: datetime.datetime) -> _Issuer:
     if issuer.certificate.not_valid_after_utc <= now:
         raise CertificateFileError(f"the CA in {pair.certificate} has expired")
     return issuer
+
+
+def _ensure_leaves(files: Certificates, issuer: _Issuer, names: list[x509.GeneralName], now: datetime.datetime) -> None:
+    _ensure_leaf(files.server, issuer, "twistedkv-server", (SERVER_AUTH,), names, now)
+    _ensure_leaf(files.peer, issuer, "twistedkv-peer", (SERVER_AUTH, CLIENT_AUTH), names, now)
+    _ensure_leaf(files.client, issuer, "twistedkv-client", (CLIENT_AUTH,), [], now)
 
 
 def _ensure_leaf(
@@ -135,16 +230,30 @@ def _ensure_leaf(
 
 def _is_good(pair: Pair, issuer: _Issuer, names: list[x509.GeneralName], now: datetime.datetime) -> bool:
     """Whether the pair fits together, is the CA's, carries every name and lasts for a while."""
+    if _fault(pair, issuer.certificate, names):
+        return False
+    return _left(pair, now) >= datetime.timedelta(days=RENEW_DAYS)
+
+
+def _fault(pair: Pair, authority: x509.Certificate, names: list[x509.GeneralName]) -> str:
+    """Why the pair cannot be used, its age aside; empty if it can."""
     try:
         certificate = _read_pair(pair).certificate
-        certificate.verify_directly_issued_by(issuer.certificate)
+        certificate.verify_directly_issued_by(authority)
         carried = (
             list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value) if names else []
         )
-    except (OSError, ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
-        return False
-    lasts = certificate.not_valid_after_utc - now >= datetime.timedelta(days=RENEW_DAYS)
-    return lasts and all(name in carried for name in names)
+    except InvalidSignature:
+        return "the CA has not signed it"
+    except (OSError, ValueError, TypeError, x509.ExtensionNotFound) as error:
+        return str(error)
+    missing = [str(name.value) for name in names if name not in carried]
+    return f"it lacks {', '.join(missing)}" if missing else ""
+
+
+def _left(pair: Pair, now: datetime.datetime) -> datetime.timedelta:
+    """How long the certificate is still good."""
+    return x509.load_pem_x509_certificate(pair.certificate.read_bytes()).not_valid_after_utc - now
 
 
 def _subject_names(hosts: Sequence[str]) -> list[x509.GeneralName]:

@@ -31,8 +31,16 @@ class CompactionMode(Enum):
     REVISION = "revision"
 
 
+class ClusterState(Enum):
+    """Whether the members of ``--initial-cluster`` found a cluster, or this one joins the others."""
+
+    NEW = "new"
+    EXISTING = "existing"
+
+
 _COMPACTION_MODE = types.choice({mode.value: mode for mode in CompactionMode})
-_LATER = "Counts from the second member on, which a later release brings."
+_CLUSTER_STATE = types.choice({state.value: state for state in ClusterState})
+_ENTRIES = types.whole("N", "entries", 1, 10**9)
 _MILLISECONDS = types.whole("MS", "milliseconds", 1, MAX_ELECTION_TIMEOUT_MS)
 _LOG_LEVEL = types.choice(
     {
@@ -80,7 +88,7 @@ class Config:
             "listen-peer-urls",
             types.LISTEN_URLS,
             "https://127.0.0.1:2380",
-            f"Where to listen for other members. {_LATER}",
+            "Where to listen for other members.",
         ),
     ]
     heartbeat_interval_ms: Annotated[
@@ -103,14 +111,35 @@ class Config:
             "Silence of the leader after which others stand for election, in milliseconds; at least five heartbeats.",
         ),
     ]
+    initial_election_tick_advance: Annotated[
+        bool,
+        Option(
+            "Member",
+            "initial-election-tick-advance",
+            types.BOOL,
+            "true",
+            "Begin with most of the election timeout behind it, so that a member that starts waits less for a leader.",
+        ),
+    ]
     snapshot_count: Annotated[
         int,
         Option(
             "Member",
             "snapshot-count",
-            types.whole("N", "entries", 1, 10**9),
+            _ENTRIES,
             "100000",
             "Committed entries after which the Raft log is cut short.",
+        ),
+    ]
+    snapshot_catchup_entries: Annotated[
+        int,
+        Option(
+            "Member",
+            "experimental-snapshot-catchup-entries",
+            _ENTRIES,
+            "5000",
+            "Entries that the log keeps when it is cut short; a member further behind is sent a snapshot.",
+            alias="snapshot-catchup-entries",
         ),
     ]
     advertise_client_urls: Annotated[
@@ -142,8 +171,20 @@ class Config:
             "initial-cluster",
             types.CLUSTER,
             "",
-            "Members that found the cluster together.",
+            "Members that found the cluster together, or, to join one, all of its members and this one; its own URLs "
+            "as --initial-advertise-peer-urls writes them. Read at the first start only.",
             "<name>=<initial-advertise-peer-urls>",
+        ),
+    ]
+    initial_cluster_state: Annotated[
+        ClusterState,
+        Option(
+            "Clustering",
+            "initial-cluster-state",
+            _CLUSTER_STATE,
+            "new",
+            "Whether the members of --initial-cluster found a cluster, or this one joins the others, who were told of "
+            "it by `etcdctl member add`. Read at the first start only.",
         ),
     ]
     initial_cluster_token: Annotated[
@@ -154,6 +195,69 @@ class Config:
             types.TEXT,
             "etcd-cluster",
             "Text that goes into the ids of cluster and members, so that two clusters never mix.",
+        ),
+    ]
+    discovery_srv: Annotated[
+        str,
+        Option(
+            "Clustering",
+            "discovery-srv",
+            types.DOMAIN,
+            "",
+            "Domain whose SRV records _etcd-server-ssl._tcp and _etcd-server._tcp stand for --initial-cluster. "
+            "Read at the first start only.",
+        ),
+    ]
+    discovery_srv_name: Annotated[
+        str,
+        Option(
+            "Clustering",
+            "discovery-srv-name",
+            types.SRV_NAME,
+            "",
+            "Ends the service names of --discovery-srv, after a dash, so that one domain has several clusters.",
+        ),
+    ]
+    strict_reconfig_check: Annotated[
+        bool,
+        Option(
+            "Clustering",
+            "strict-reconfig-check",
+            types.BOOL,
+            "true",
+            "Refuse a change of the members that could leave the cluster without a majority.",
+        ),
+    ]
+    pre_vote: Annotated[
+        bool,
+        Option(
+            "Clustering",
+            "pre-vote",
+            types.BOOL,
+            "true",
+            "Ask others before standing for election, so that a member that was cut off does not disturb the leader.",
+        ),
+    ]
+    initial_corrupt_check: Annotated[
+        bool,
+        Option(
+            "Clustering",
+            "experimental-initial-corrupt-check",
+            types.BOOL,
+            "false",
+            "Compare the data with the other members' before serving anybody.",
+        ),
+    ]
+    # 0 is off
+    corrupt_check_time_s: Annotated[
+        float,
+        Option(
+            "Clustering",
+            "experimental-corrupt-check-time",
+            types.DURATION,
+            "0s",
+            "Time between two comparisons of all members' data; 0 is never.",
+            alias="corrupt-check-time",
         ),
     ]
     max_txn_ops: Annotated[
@@ -295,11 +399,11 @@ class Config:
     ]
     peer_cert_file: Annotated[
         str,
-        Option("Certificates", "peer-cert-file", types.PATH, "", f"Certificate for the peer URLs, in PEM. {_LATER}"),
+        Option("Certificates", "peer-cert-file", types.PATH, "", "Certificate for the peer URLs, in PEM."),
     ]
     peer_key_file: Annotated[
         str,
-        Option("Certificates", "peer-key-file", types.PATH, "", f"Private key of --peer-cert-file, in PEM. {_LATER}"),
+        Option("Certificates", "peer-key-file", types.PATH, "", "Private key of --peer-cert-file, in PEM."),
     ]
     peer_trusted_ca_file: Annotated[
         str,
@@ -308,7 +412,7 @@ class Config:
             "peer-trusted-ca-file",
             types.PATH,
             "",
-            "Authorities of peer certificates, in PEM; once set, no peer gets in without such a certificate. " + _LATER,
+            "Authorities of peer certificates, in PEM; once set, no peer gets in without such a certificate.",
         ),
     ]
     peer_client_cert_auth: Annotated[
@@ -318,7 +422,27 @@ class Config:
             "peer-client-cert-auth",
             types.BOOL,
             "false",
-            f"Let no peer in without a certificate from --peer-trusted-ca-file. {_LATER}",
+            "Let no peer in without a certificate from --peer-trusted-ca-file.",
+        ),
+    ]
+    peer_cert_allowed_cn: Annotated[
+        str,
+        Option(
+            "Certificates",
+            "peer-cert-allowed-cn",
+            types.TEXT,
+            "",
+            "Common name that the certificate of every peer must have.",
+        ),
+    ]
+    peer_cert_allowed_hostname: Annotated[
+        str,
+        Option(
+            "Certificates",
+            "peer-cert-allowed-hostname",
+            types.TEXT,
+            "",
+            "Host name or address for which the certificate of every peer must be good.",
         ),
     ]
     # a LogLevel, whose constants have no static type
@@ -344,6 +468,16 @@ class Config:
             "the certificates of the client URLs, http:// needs --allow-plaintext here too.",
         ),
     ]
+    force_new_cluster: Annotated[
+        bool,
+        Option(
+            "Unsafe",
+            "force-new-cluster",
+            types.BOOL,
+            "false",
+            "Remove all other members and go on alone with the data of this one, after a majority was lost for good.",
+        ),
+    ]
     unsafe_no_fsync: Annotated[
         bool,
         Option(
@@ -366,6 +500,12 @@ class Config:
         """Whether peers are served with certificates that the member made for itself."""
         given = self.peer_cert_file or self.peer_key_file or self.peer_trusted_ca_file or self.peer_client_cert_auth
         return not given and any(url.secure for url in self.listen_peer_urls)
+
+    @property
+    def has_others(self) -> bool:
+        """Whether this member is told to be one of several."""
+        joins = self.initial_cluster_state is ClusterState.EXISTING
+        return joins or bool(self.discovery_srv) or len(self.initial_cluster) > 1
 
     @property
     def own_certificates_directory(self) -> Path:

@@ -54,8 +54,8 @@ def _resolve(settings: Mapping[str, Setting]) -> Config:
     values["quota_backend_bytes"] = values["quota_backend_bytes"] or DEFAULT_QUOTA_BYTES
     values["advertise_client_urls"] = values["advertise_client_urls"] or values["listen_client_urls"]
     values["initial_advertise_peer_urls"] = values["initial_advertise_peer_urls"] or values["listen_peer_urls"]
-    cluster = values["initial_cluster"] or InitialCluster({values["name"]: values["initial_advertise_peer_urls"]})
-    values["initial_cluster"] = cluster
+    if not values["initial_cluster"] and not values["discovery_srv"]:
+        values["initial_cluster"] = InitialCluster({values["name"]: values["initial_advertise_peer_urls"]})
     mode, retention = values["auto_compaction_mode"], values["auto_compaction_retention"]
     try:
         values["auto_compaction_retention"] = types.retention(retention, periodic=mode is CompactionMode.PERIODIC)
@@ -93,16 +93,16 @@ def _check_times(config: Config, source_of: SourceOf) -> None:
 
 
 def _check_cluster(config: Config, source_of: SourceOf) -> None:
-    """etcd ``server/config/config.go``, advertiseMatchesCluster; here without asking the name service."""
-    cluster = config.initial_cluster
-    ours = cluster.get(config.name)
-    if ours is None:
-        raise _bad_value(source_of("initial-cluster"), str(cluster), f"this member's name, {config.name}, among them")
-    if set(ours) != set(config.initial_advertise_peer_urls):
-        expected = f"for {config.name} the URLs of --initial-advertise-peer-urls, " + ",".join(
-            map(str, config.initial_advertise_peer_urls)
-        )
-        raise _bad_value(source_of("initial-cluster"), str(cluster), expected)
+    """What the options say of the cluster by themselves; the rest counts at the first start only, see
+    :mod:`twistedkv.bootstrap`.
+
+    Source: etcd ``server/embed/config.go``, ErrConflictBootstrapFlags.
+    """
+    if config.discovery_srv and config.initial_cluster:
+        expected = "only one of --initial-cluster and --discovery-srv"
+        raise _bad_value(source_of("discovery-srv"), config.discovery_srv, expected)
+    if config.discovery_srv_name and not config.discovery_srv:
+        raise _bad_value(source_of("discovery-srv-name"), config.discovery_srv_name, "--discovery-srv with it")
 
 
 def _check_certificates(config: Config, source_of: SourceOf) -> None:
@@ -126,6 +126,21 @@ def _check_certificates(config: Config, source_of: SourceOf) -> None:
         if authorities and not certificate:
             expected = f"--{prefix}cert-file and --{prefix}key-file with it"
             raise _bad_value(source_of(f"{prefix}trusted-ca-file"), authorities, expected)
+    _check_peer_names(config, source_of)
+
+
+def _check_peer_names(config: Config, source_of: SourceOf) -> None:
+    """etcd ``client/pkg/transport/listener.go``: one of the two; here also that they keep anybody out."""
+    name, host = config.peer_cert_allowed_cn, config.peer_cert_allowed_hostname
+    if name and host:
+        expected = "only one of --peer-cert-allowed-cn and --peer-cert-allowed-hostname"
+        raise _bad_value(source_of("peer-cert-allowed-hostname"), host, expected)
+    for flag, text in (("peer-cert-allowed-cn", name), ("peer-cert-allowed-hostname", host)):
+        plain = next((url for url in config.listen_peer_urls if not url.secure), None)
+        if text and plain is not None:
+            raise _bad_value(source_of(flag), text, f"{plain._replace(scheme='https')} in --listen-peer-urls with it")
+        if text and not config.peer_trusted_ca_file and not config.makes_peer_certificates:
+            raise _bad_value(source_of(flag), text, "--peer-trusted-ca-file with it")
 
 
 def _bad_value(source: str, text: str, expected: str, reason: str = "") -> ConfigError:

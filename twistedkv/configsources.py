@@ -6,7 +6,7 @@ A stronger source wins over a weaker one: flag, then environment, then file. Wha
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NamedTuple
@@ -35,11 +35,12 @@ class Option:
     default: str  # read by the kind, like any other value
     help: str
     default_note: str = ""  # shown for a default that other options decide; then ``default`` is empty
+    alias: str = ""  # the flag of a later release of etcd
 
     @property
-    def variable(self) -> str:
-        """The option's name in the environment."""
-        return variable_of(self.flag)
+    def names(self) -> tuple[str, ...]:
+        """What the flag can be called."""
+        return (self.flag, self.alias) if self.alias else (self.flag,)
 
 
 class Setting(NamedTuple):
@@ -70,19 +71,17 @@ def gather(options: Options, flags: Mapping[str, str], environment: Mapping[str,
     """
     # etcd pkg/flags/flag.go: an empty variable is an unset one.
     ours = {name: text for name, text in environment.items() if name.startswith(ENVIRONMENT_PREFIX) and text}
-    settings = {}
+    names = _by_name(options)
     file_name = next((flags[flag] for flag in FILE_FLAGS if flag in flags), "") or next(
         (ours[variable_of(flag)] for flag in FILE_FLAGS if variable_of(flag) in ours), ""
     )
+    variables = {name: ours[variable_of(name)] for name in names if variable_of(name) in ours}
+    settings: dict[str, Setting] = {}
     if file_name:
-        settings.update(_read_file(options, file_name))
-    for option in options.values():
-        if option.flag in flags:
-            settings[option.flag] = Setting(flags[option.flag], f"--{option.flag}")
-        elif option.variable in ours:
-            settings[option.flag] = Setting(ours[option.variable], option.variable)
-    known = {option.variable for option in options.values()} | {variable_of(flag) for flag in FILE_FLAGS}
-    for variable in sorted(ours.keys() - known):
+        _take(settings, names, _read_file(names, file_name), lambda name: f"{name} in {file_name}")
+    _take(settings, names, variables, variable_of)
+    _take(settings, names, {flag: text for flag, text in flags.items() if flag in names}, "--{}".format)
+    for variable in sorted(ours.keys() - {variable_of(name) for name in (*names, *FILE_FLAGS)}):
         _log.warn("unrecognized environment variable {variable}", variable=variable)
     return settings
 
@@ -97,41 +96,59 @@ def parse_flags(options: Options, arguments: Sequence[str]) -> dict[str, str]:
         ConfigError: a flag is unknown or lacks its value, or an argument is no flag.
     """
     flags: dict[str, str] = {}
+    names = _by_name(options)
     left = iter(arguments)
     for argument in left:
         if not argument.startswith("-") or not argument.strip("-"):
             raise ConfigError(f"unexpected argument {argument!r}: expected an option, such as --name=a")
         dashes = 2 if argument.startswith("--") else 1
         flag, equals, text = argument[dashes:].partition("=")
-        if flag not in options and flag not in FILE_FLAGS:
-            raise ConfigError(f"unknown option {argument[: dashes + len(flag)]}{_nearest(options, flag, '--')}")
+        if flag not in names and flag not in FILE_FLAGS:
+            raise ConfigError(f"unknown option {argument[: dashes + len(flag)]}{_nearest(names, flag, '--')}")
         if not equals:
-            if flag in options and options[flag].kind is BOOL:
+            if flag in names and names[flag].kind is BOOL:
                 text = "true"
             else:
                 value = next(left, None)
                 if value is None:
-                    metavar = options[flag].kind.metavar if flag in options else "PATH"
+                    metavar = names[flag].kind.metavar if flag in names else "PATH"
                     raise ConfigError(f"--{flag} has no value: expected --{flag} {metavar}")
                 text = value
         flags[flag] = text
     return flags
 
 
-def _read_file(options: Options, name: str) -> dict[str, Setting]:
+def _by_name(options: Options) -> dict[str, Option]:
+    return {name: option for option in options.values() for name in option.names}
+
+
+def _take(
+    settings: dict[str, Setting], names: Options, texts: Mapping[str, str], source_of: Callable[[str], str]
+) -> None:
+    """Have the texts of one source take the place of those of weaker ones."""
+    taken: dict[str, str] = {}
+    for name, text in texts.items():
+        flag = names[name].flag
+        if flag in taken:
+            raise ConfigError(f"{source_of(taken[flag])} and {source_of(name)} are one option: expected one of them")
+        taken[flag] = name
+        settings[flag] = Setting(text, source_of(name))
+
+
+def _read_file(names: Options, file_name: str) -> dict[str, str]:
     try:
-        with open(name, "rb") as file:
+        with open(file_name, "rb") as file:
             document = tomllib.load(file)
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration file {name}: {error.strerror}") from error
+        raise ConfigError(f"cannot read the configuration file {file_name}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the configuration file {name} is not TOML: {one_line(error)}") from error
-    settings = {}
+        raise ConfigError(f"the configuration file {file_name} is not TOML: {one_line(error)}") from error
+    texts = {}
     for key, value in document.items():
-        if key not in options:
-            raise ConfigError(f"unknown key {key!r} in {name}{_nearest(options, key, '')}")
-        settings[key] = Setting(_text_of(options[key], value, name), f"{key} in {name}")
-    return settings
+        if key not in names:
+            raise ConfigError(f"unknown key {key!r} in {file_name}{_nearest(names, key, '')}")
+        texts[key] = _text_of(names[key], value, file_name)
+    return texts
 
 
 def _text_of(option: Option, value: object, name: str) -> str:

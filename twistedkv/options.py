@@ -41,7 +41,8 @@ A value that cannot be used ends the start with one line that names it, and exit
 `300ms`, `5s` or `1h30m`, sizes `1572864` or `512MiB`; several URLs are parted by commas (in the file, also a list).
 
 Without any certificate option, the member makes its own authority and certificates in `pki` under its data directory,
-lets only clients in that have one, and logs the command line that does.
+lets only clients in that have one, and logs the command line that does. Several members need one authority for all:
+`twistedkvctl certs` makes it and each member's certificates, which then go into its `pki`.
 
 `twistd`'s own options come before the word `twistedkv`: `--nodaemon`, `--logfile`, `--pidfile` and others. Where there
 is a log file, SIGHUP rotates it, and if something else has moved it away, opens a new one.
@@ -97,7 +98,8 @@ def configuration_page() -> str:
         for option in options:
             value = option.kind.metavar.replace("|", "\\|")
             default = f"`{option.default}`" if option.default else option.default_note.replace("<", "\\<") or "none"
-            lines.append(f"| `{option.flag}` | {value.replace('<', chr(92) + '<')} | {default} | {option.help} |")
+            meaning = f"{option.help} Also: `{option.alias}`." if option.alias else option.help
+            lines.append(f"| `{option.flag}` | {value.replace('<', chr(92) + '<')} | {default} | {meaning} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -107,8 +109,9 @@ def _sections() -> Iterator[tuple[str, Iterator[Option]]]:
 
 
 def _sentence(option: Option) -> str:
+    also = f" Also: --{option.alias}." if option.alias else ""
     default = option.default or option.default_note
-    return f"{option.help} [default: {default}]" if default else option.help
+    return f"{option.help}{also} [default: {default}]" if default else option.help + also
 
 
 if __name__ == "__main__":

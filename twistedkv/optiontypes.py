@@ -181,6 +181,20 @@ def expected_retention(*, periodic: bool) -> str:
     return "a duration such as 30m or 1h30m, or a number of hours" if periodic else "a number of revisions"
 
 
+def parse_domain(text: str) -> str:
+    """A name of the domain name system, or none at all."""
+    if text and (len(text) > 253 or not _HOST_NAME.fullmatch(text)):
+        raise ValueError
+    return text.rstrip(".")
+
+
+def parse_srv_name(text: str) -> str:
+    """What can end the name of a service in the domain name system, or none at all."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{0,32}", text):
+        raise ValueError
+    return text
+
+
 def parse_name(text: str) -> str:
     """A member's name: any text that can stand in ``--initial-cluster``."""
     if not text or re.search(r"[=,\s]", text):
@@ -233,6 +247,8 @@ _URL_EXPECTED = "URLs such as https://127.0.0.1:2379, parted by commas"
 
 TEXT = Kind("TEXT", "any text", str)
 NAME = Kind("NAME", "a name without spaces, commas and equals signs", parse_name)
+DOMAIN = Kind("DOMAIN", "a domain such as example.com", parse_domain)
+SRV_NAME = Kind("NAME", "letters, digits and dashes", parse_srv_name)
 PATH = Kind("PATH", "a path", str)
 STORAGE_URL = Kind("URL", "a database URL such as sqlite:///path/to/file.db", str)
 BOOL = Kind("true|false", "true or false", parse_bool)
