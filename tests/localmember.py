@@ -9,8 +9,10 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
+from tests.askedpeers import AskedPeers
 from tests.calls import RecordedCall
 from twistedkv.apply import Alarms, Applier
+from twistedkv.applywait import ApplyWait
 from twistedkv.errors import KVError, NoSpaceError
 from twistedkv.history import Replay, Replayed
 from twistedkv.lease import Lessor
@@ -36,15 +38,23 @@ class LocalMember:
     """The sole voter of a cluster: the state, its services, and a clock that the test moves."""
 
     def __init__(self) -> None:
-        self.clock = Clock()
+        self.clock = self.reactor = Clock()
+        self.member_id = self.leader = 0xA
         self.header = HeaderEncoder(0xC, 0xA)
         self.term = 2
+        self.committed = self.applied = 0  # what is proposed here counts for neither
+        self.timeout_s = 7.0
+        self.stopped = False
+        self.peers = AskedPeers()
+        self.leader_changes: list[Callable[[], None]] = []
+        self.apply_wait = ApplyWait()
         self.may_read = True
         self.store = Store(KeyIndex(1 << 20))
         self.applier = Applier(self.store, Lessor(2), Alarms(), Membership())
         self.holding = False  # keep what is proposed until it is set to False and commit() is called
         self.full = False  # refuse what costs space
         self.readers: list[Callable[[], None]] = []  # wait until may_read
+        self.refusals: list[Callable[[KVError], None]] = []  # of the same
         self.failures: list[Any] = []
         self._proposed: list[tuple[InternalRaftRequest, Any]] = []
         self._ids = 1000
@@ -80,6 +90,7 @@ class LocalMember:
 
     def stop(self) -> None:
         """After this nothing is left to come."""
+        self.stopped = True
         self.leases.stop()
         self.hub.stop()
 
@@ -101,6 +112,35 @@ class LocalMember:
             ready()
         else:
             self.readers.append(ready)
+            self.refusals.append(fail)
+
+    def confirm(self) -> None:
+        """The quorum answers whoever waits to read."""
+        readers, self.readers, self.refusals = self.readers, [], []
+        for ready in readers:
+            ready()
+
+    def when_leader(self, known: Callable[[], None]) -> Callable[[], None]:
+        def look() -> None:
+            if self.leader and look in self.leader_changes:
+                self.leader_changes.remove(look)
+                known()
+
+        self.leader_changes.append(look)
+        look()
+        return lambda: self.leader_changes.remove(look) if look in self.leader_changes else None
+
+    def lead_by(self, leader: int) -> None:
+        """Another member leads from now on, or nobody for 0; this one begins by ``leases.lead()``."""
+        self.leader = leader
+        self.term += leader != 0
+        if self.leases.leading:
+            self.leases.follow()
+        for tell in list(self.leader_changes):
+            tell()
+
+    def when_applied(self, index: int, reached: Callable[[], None]) -> None:
+        self.apply_wait.add(index, reached)
 
     def fetch(self, needs: Sequence[Need]) -> Deferred[Loan]:
         self.backend.write(self.store.take_batch())

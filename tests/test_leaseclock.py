@@ -67,6 +67,52 @@ class LeaseClockTests(SynchronousTestCase):
         self.pass_s(0.6)
         self.assertEqual(self.revoked(), [7])
 
+    def test_a_leader_is_certain_for_as_long_as_a_new_one_waits(self) -> None:
+        """A quorum's word holds for the time that a new leader adds to every lease, from when it was asked for."""
+        self.assertFalse(self.leases.is_certain)
+        self.assertTrue(self.leases.wants_confirmation)
+        asked_s = self.leases.now_s()
+        self.now_s += 0.25
+        self.leases.confirm(asked_s)
+        self.assertEqual((self.leases.is_certain, self.leases.wants_confirmation), (True, False))
+        self.leases.confirm(asked_s - 5)  # an answer that comes late takes nothing back
+        self.now_s += 0.25
+        self.assertEqual((self.leases.is_certain, self.leases.wants_confirmation), (True, True))
+        self.now_s += 0.5
+        self.assertFalse(self.leases.is_certain)
+
+    def test_a_quorums_word_is_for_one_leader(self) -> None:
+        """Who leads again asks again, and who follows takes no word for it."""
+        self.leases.confirm(self.now_s)
+        self.leases.follow()
+        self.leases.confirm(self.now_s)
+        self.assertFalse(self.leases.is_certain)
+        self.leases.lead()
+        self.assertFalse(self.leases.is_certain)
+
+    def test_begin_and_end_of_leading_are_told(self) -> None:
+        """Each is told after it has happened, and stopping is an end."""
+        told: list[bool] = []
+        self.leases.changes.append(lambda: told.append(self.leases.leading))
+        self.leases.follow()
+        self.leases.lead()
+        self.leases.stop()
+        self.assertEqual(told, [False, True, False])
+
+    def test_waiting_for_the_end_of_a_lease(self) -> None:
+        """Whoever waits is told of the revocation, of another leader and of the stop, unless it was taken back."""
+        told: list[str] = []
+        for end in (lambda: self.lessor.revoke(7), self.leases.follow, self.leases.stop):
+            self.leases.lead()
+            if 7 not in self.lessor:
+                self.lessor.grant(7, 5)
+            self.leases.when_over(7, lambda: told.append("stays"))
+            cancel = self.leases.when_over(7, lambda: told.append("goes"))
+            cancel()
+            cancel()
+            end()
+        self.assertEqual(told, ["stays"] * 3)
+
     def test_the_wall_clock_ends_no_lease(self) -> None:
         """Setting the machine's clock forward by a day ends nothing: time is what passed, not what a clock says."""
         self.lessor.grant(7, 5)

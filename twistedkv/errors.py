@@ -46,6 +46,17 @@ class InvariantError(Exception):
     """Our own state is wrong: the member stops rather than serve it."""
 
 
+class RemovedError(Exception):
+    """This member is in the cluster no more, and stops; etcd ``server/etcdserver/server.go`` has these words."""
+
+    def __init__(self) -> None:
+        super().__init__("the member has been permanently removed from the cluster")
+
+
+class InconsistentDataError(Exception):
+    """Other members hold something else than this one, which must not serve."""
+
+
 class RPCError(KVError):
     """A status decided by the RPC layer or by a raw text, not one of etcd's fixed errors.
 
@@ -161,12 +172,29 @@ class RequestTimeoutError(KVError):
     code, text = Code.UNAVAILABLE, "etcdserver: request timed out"
 
 
+class LeaderFailureTimeoutError(KVError):
+    code, text = Code.UNAVAILABLE, "etcdserver: request timed out, possibly due to previous leader failure"
+
+
+class ConnectionLostTimeoutError(KVError):
+    code, text = Code.UNAVAILABLE, "etcdserver: request timed out, possibly due to connection lost"
+
+
 class CorruptError(KVError):
     code, text = Code.DATA_LOSS, "etcdserver: corrupt cluster"
 
 
 class BadLeaderTransfereeError(KVError):
     code, text = Code.FAILED_PRECONDITION, "etcdserver: bad leader transferee"
+
+
+class LeaderTransferTimeoutError(KVError):
+    # The wire code is UNKNOWN: etcd does not map this one.
+    code, text = Code.UNKNOWN, "etcdserver: request timed out, leader transfer took too long"
+
+
+class NotForLearnerError(KVError):
+    code, text = Code.UNAVAILABLE, "etcdserver: rpc not supported for learner"
 
 
 class MemberNotFoundError(KVError):

@@ -3,6 +3,12 @@
 A lease never ends early: only the leader has it revoked; a new leader gives every lease all of its time again and an
 election timeout on top, for it knows of no renewals; and the clock is one that nobody sets.
 
+That time on top is also what lets a leader renew by its own clock. If a quorum said that it led at some moment, then
+any other leader began after that moment, and ends no lease before its TTL and the time on top have passed since. So a
+renewal holds as long as that moment is not further back than the time on top. Once it is, because the process was
+stopped, say, or is cut off, :attr:`LeaseClock.is_certain` is false, and a quorum has to be asked again. etcd 3.5 renews
+without asking (etcd-io/etcd#20813, #20418).
+
 Source: etcd ``server/lease/lessor.go`` (Promote, Renew, runLoop) and ``server/etcdserver/server.go``, run.
 """
 
@@ -58,6 +64,7 @@ class LeaseClock:
         halt: Callable[[Failure], None],
     ) -> None:
         self.leading = False
+        self.changes: list[Callable[[], None]] = []  # called after each begin and end of leading
         self.renewed = 0  # since the start
         self.expired = 0
         self._lessor = lessor
@@ -68,6 +75,7 @@ class LeaseClock:
         self._checkpoints = checkpoints
         self._halt = halt
         self._deadlines = Deadlines()
+        self._confirmed_s: float | None = None  # when a quorum last knew this member as its leader
         self._waiting: dict[int, list[Callable[[], None]]] = {}  # by lease, for its end
         self._refused = 0  # revocations that failed since the last look
         self._refusal: BaseException | None = None
@@ -83,11 +91,11 @@ class LeaseClock:
             self._checkpoint.start(CHECKPOINT_S, now=False).addErrback(self._halt)
 
     def stop(self) -> None:
-        """Look no more. Whoever waits for the end of a lease is not told."""
+        """Look no more, and count no more; whoever waits for the end of a lease is told so."""
         for loop in (self._scan, self._checkpoint):
             if loop.running:
                 loop.stop()
-        self._waiting.clear()
+        self.follow()
 
     def lead(self) -> None:
         """This member leads, and has applied what earlier leaders committed: all leases begin anew."""
@@ -95,15 +103,46 @@ class LeaseClock:
         now_s = self._now_s()
         for lease in self._lessor:
             self._deadlines.set(lease.id, now_s + lease.initial_s + self._extension_s)
+        self._tell_of_change()
 
     def follow(self) -> None:
         """Another member leads, or nobody does: no lease ends by this member's clock."""
         self.leading = False
+        self._confirmed_s = None
         self._deadlines.clear()
         waiting, self._waiting = self._waiting, {}
         for tells in waiting.values():
             for tell in tells:
                 tell()
+        self._tell_of_change()
+
+    def _tell_of_change(self) -> None:
+        for tell in list(self.changes):
+            tell()
+
+    # --- whether it still leads --------------------------------------------------------------------------
+
+    def now_s(self) -> float:
+        """The time that leases are counted by."""
+        return self._now_s()
+
+    def confirm(self, led_s: float) -> None:
+        """A quorum has said that this member led at ``led_s``, in the time that leases are counted by."""
+        if self.leading and (self._confirmed_s is None or led_s > self._confirmed_s):
+            self._confirmed_s = led_s
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether a renewal by this member holds, whoever leads by now."""
+        return self.leading and self._confirmed_s is not None and self._age_s(self._confirmed_s) < self._extension_s
+
+    @property
+    def wants_confirmation(self) -> bool:
+        """Whether a quorum should be asked again, so that renewals need not wait for it later."""
+        return self._confirmed_s is None or self._age_s(self._confirmed_s) >= self._extension_s / 2
+
+    def _age_s(self, moment_s: float) -> float:
+        return self._now_s() - moment_s
 
     # --- what the lessor says; see LeaseListener -------------------------------------------------------
 
@@ -144,9 +183,22 @@ class LeaseClock:
         self.renewed += 1
         return lease.ttl_s
 
-    def when_over(self, lease_id: int, tell: Callable[[], None]) -> None:
-        """Call ``tell`` once a lease that exists is revoked, or this member leads no more."""
+    def when_over(self, lease_id: int, tell: Callable[[], None]) -> Callable[[], None]:
+        """Call ``tell`` once a lease that exists is revoked, or this member leads no more.
+
+        Returns:
+            Takes that back.
+        """
         self._waiting.setdefault(lease_id, []).append(tell)
+
+        def cancel() -> None:
+            waiting = self._waiting.get(lease_id, [])
+            if tell in waiting:
+                waiting.remove(tell)
+            if not waiting:
+                self._waiting.pop(lease_id, None)
+
+        return cancel
 
     def remaining_s(self, lease_id: int) -> float:
         """How long a lease that exists has left; a moment may pass between its end and its revocation."""

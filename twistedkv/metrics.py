@@ -21,6 +21,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from twistedkv.errors import Code
@@ -245,6 +246,10 @@ class Metrics:
         if name not in _LABELLED:
             raise ValueError(f"no such metric: {name}")
         self._facts[name] = source
+
+    def include(self, collector: Collector) -> None:
+        """Show what ``collector`` counts, too."""
+        self._registry.register(collector)
 
     def count_calls_of(self, methods: Iterable[Method]) -> None:
         """Show calls of ``methods``, from zero; others are not counted."""

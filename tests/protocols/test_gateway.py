@@ -239,12 +239,17 @@ class StreamTests(GatewayCase):
         call = self.call("/v3/watch", b"")
         self.assertEqual((self.member.received, self.member.half_closed), ([], [call]))
 
-    def test_an_error_before_anything_was_sent_is_a_plain_answer(self) -> None:
-        """Status and body are those of a unary error."""
-        call = self.call("/v3/maintenance/snapshot", b"")
-        assert call is not None
-        call.fail(NoLeaderError())
-        self.assertEqual(self.answer()[0], 503)
+    def test_an_error_before_anything_was_sent(self) -> None:
+        """It has its HTTP status, and the body that any stream ends with; so etcd 3.5.1 answers."""
+        for path, body in (("/v3/maintenance/snapshot", b""), ("/v3/watch", b"{}")):
+            call = self.call(path, body)
+            assert call is not None
+            call.fail(NoLeaderError())
+            text = b"etcdserver: no leader"
+            line = (
+                b'{"error":{"grpc_code":14,"http_code":503,"message":"%s","http_status":"Service Unavailable"}}' % text
+            )
+            self.assertEqual(self.outlet.answers.pop(), Answer(503, JSON, line))
 
     def test_an_error_after_that_is_the_last_line(self) -> None:
         """It names both statuses, since the HTTP status has been sent."""

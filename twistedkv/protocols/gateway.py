@@ -151,6 +151,7 @@ class Gateway:
             method = methods.by_path.get(f"/{name}")
             if method is not None:
                 self.methods.update((prefix + below, method) for prefix in PREFIXES)
+        self._table = methods
         self.clock = clock
         self.max_message_bytes = max_message_bytes
         self.log_failure = log_failure
@@ -166,6 +167,7 @@ class Gateway:
         if peer.common_name and self._auth_enabled():
             outlet.respond(NAMED_CERTIFICATE)
             return None
+        method = self._table.find(head) or method
         call = GatewayCall(self, method, head, peer._replace(common_name=None), outlet)
         takes_stream = method.kind is Kind.BIDI or method.kind is Kind.CLIENT_STREAM
         incoming: Iterator[Message] | None = None
@@ -306,6 +308,8 @@ class GatewayCall(Call):
         if self._begun:
             self._outlet.write(_error_line(code, text))
             self._outlet.end()
+        elif self.method.kind is not Kind.UNARY and self.method.kind is not Kind.CLIENT_STREAM:
+            self._outlet.respond(Answer(HTTP_STATUS[code].value, JSON, _error_line(code, text)))
         else:
             self._outlet.respond(error_answer(code, text))
 
@@ -370,7 +374,7 @@ def request_head(path: str, headers: Iterable[tuple[str, str]]) -> Head:
 
 
 def error_answer(code: int, text: str) -> Answer:
-    """The answer to a call that ended with a status before anything went out."""
+    """The answer to a call that ended with a status, unless its answer is a stream."""
     quoted = json_string(text)
     body = f'{{"error":{quoted},"code":{int(code)},"message":{quoted}}}'
     return Answer(HTTP_STATUS[code].value, JSON, body.encode("utf-8"))
@@ -382,7 +386,7 @@ def too_long(length: int, limit: int) -> RPCError:
 
 
 def _error_line(code: int, text: str) -> bytes:
-    """The last line of a stream that ended with a status; without a line end, as grpc-gateway writes it."""
+    """The last line of a stream that ended with a status, and maybe its only one; grpc-gateway writes no line end."""
     status = HTTP_STATUS[code]
     line = (
         f'{{"error":{{"grpc_code":{int(code)},"http_code":{status.value},"message":{json_string(text)},'

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Final, Protocol
 
-from twistedkv.errors import Code, RPCError
+from twistedkv.errors import Code, KVError, RPCError
 from twistedkv.protocols import frames
 from twistedkv.protocols.frames import END_HEADERS, END_STREAM, HEAD, WORD, ErrorCode, StreamError
 from twistedkv.protocols.grpcframes import PREFIX_BYTES, WHOLE, MessageReader, frame_message
@@ -126,6 +126,9 @@ class GrpcCall(Call, Stream):
     def finish(self) -> None:
         if not self.done:
             self._finish(0, "")
+
+    def interrupt(self, error: KVError) -> None:
+        self.cut(int(error.code), error.text)
 
     def pause(self) -> None:
         self._paused = True

@@ -104,7 +104,7 @@ def parse_request(stream_id: int, fields: Fields, methods: MethodTable) -> Reque
     path = values[b":path"].decode("utf-8", "surrogateescape")
     content_type = _answer_content_type(values.get(b"content-type", b""))
     head = Head(path, _metadata(fields), None)
-    method = methods.by_path.get(path)
+    method = methods.find(head)
     if values[b":method"] != b"POST":
         request = Request(head, None)
         verb = values[b":method"].decode("ascii", "backslashreplace")

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from twistedkv.errors import UnimplementedError
+from twistedkv.errors import KVError, UnimplementedError
+
+_REQUIRE_LEADER: Final = ("hasleader", "true")  # metadata; etcd api/v3rpc/rpctypes/metadatafields.go
 
 
 class Kind(Enum):
@@ -109,6 +111,13 @@ class Call:
         """End a server stream or bidi stream with status OK."""
         raise NotImplementedError
 
+    def interrupt(self, error: KVError) -> None:
+        """End the call by a refusal that its handler did not choose, and tell it by ``on_cancel``."""
+        if not self.done:
+            self.fail(error)
+            if self.on_cancel is not None:
+                self.on_cancel()
+
     def pause(self) -> None:
         """Ask for no further ``on_message`` until :meth:`resume`; the client feels it by flow control."""
 
@@ -135,9 +144,9 @@ class CallObserver(Protocol):
 Handler = Callable[[Call], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Method:
-    """One RPC of one service."""
+    """One RPC of one service. Nothing of it changes but the handler, before which a gate may put itself."""
 
     path: str  # "/etcdserverpb.KV/Put"
     kind: Kind
@@ -179,6 +188,9 @@ _KINDS = {
 class MethodTable:
     """All methods of a server by path.
 
+    ``require_leader`` has the methods for callers who want to be refused where no leader is known, as far as there is
+    a gate that does so: see :mod:`twistedkv.protocols.gate`.
+
     Args:
         methods: every method that the server answers.
 
@@ -188,6 +200,7 @@ class MethodTable:
 
     def __init__(self, methods: Iterable[Method]) -> None:
         self.by_path: dict[str, Method] = {}
+        self.require_leader: dict[str, Method] = {}
         for method in methods:
             access: Any = method.access
             if not isinstance(access, Access):
@@ -195,6 +208,14 @@ class MethodTable:
             if method.path in self.by_path:
                 raise ValueError(f"{method.path} is registered twice")
             self.by_path[method.path] = method
+
+    def find(self, head: Head) -> Method | None:
+        """The method that a request with this head is for; None if there is none at its path."""
+        method = self.by_path.get(head.path)
+        if method is None or not self.require_leader:
+            return method
+        name, value = _REQUIRE_LEADER
+        return self.require_leader.get(head.path, method) if head.metadata.get(name) == value else method
 
 
 def unimplemented(call: Call) -> None:

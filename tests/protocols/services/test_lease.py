@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.calls import RecordedCall
 from tests.localmember import LocalMember
-from twistedkv.errors import LeaseExistsError, LeaseNotFoundError, LeaseTTLTooLargeError, NoSpaceError
+from twistedkv.errors import (
+    LeaseExistsError,
+    LeaseNotFoundError,
+    LeaseTTLTooLargeError,
+    NoLeaderError,
+    NoSpaceError,
+    RequestTimeoutError,
+)
+from twistedkv.leaseprimary import PrimaryLessor
+from twistedkv.leasesite import LeaseSite
 from twistedkv.pb.rpc_pb2 import (
     LeaseGrantRequest,
     LeaseGrantResponse,
@@ -19,6 +29,10 @@ from twistedkv.pb.rpc_pb2 import (
     LeaseTimeToLiveResponse,
     PutRequest,
 )
+from twistedkv.peersite import PeerRequest
+from twistedkv.protocols.answers import Answer
+
+LEADER = 0xB
 
 
 class LeaseServiceTestCase(SynchronousTestCase):
@@ -201,3 +215,137 @@ class KeepAliveTests(LeaseServiceTestCase):
         for ready in self.member.readers:
             ready()
         self.assertEqual(self.answers(call), [(7, 5)])
+
+
+class FollowerTests(SynchronousTestCase):
+    """The clients of a member that does not lead. etcd semantics §7, §11."""
+
+    def setUp(self) -> None:
+        self.leader, self.member = LocalMember(), LocalMember()
+        self.leader.member_id = self.leader.leader = LEADER
+        self.member.lead_by(LEADER)
+        for each in (self.leader, self.member):
+            self.addCleanup(each.stop)
+            for lease_id, ttl_s in ((7, 10), (8, 5)):
+                each.lessor.grant(lease_id, ttl_s)
+        self.site = LeaseSite(PrimaryLessor(self.leader), self.leader.clock)
+        self.member.peers.sites[LEADER] = self.answer
+        self.paths: list[str] = []
+
+    def answer(self, method: str, path: str, body: bytes) -> Deferred[Answer]:
+        """The leader's peer port."""
+        self.paths.append(path)
+        request = PeerRequest(path, {}, body)
+        return self.site.renew(request) if path == "/leases" else self.site.time_to_live(request)
+
+    def open(self) -> RecordedCall:
+        self.call = self.member.call("LeaseKeepAlive")
+        return self.call
+
+    def ask(self, *lease_ids: int) -> None:
+        for lease_id in lease_ids:
+            assert self.call.on_message is not None
+            self.call.on_message(LeaseKeepAliveRequest(ID=lease_id).SerializeToString())
+
+    def answers(self) -> list[tuple[int, int]]:
+        responses = [LeaseKeepAliveResponse.FromString(each) for each in self.call.sent]
+        self.assertEqual({each.header.member_id for each in responses} - {0xA}, set())
+        return [(each.ID, each.TTL) for each in responses]
+
+    def test_renewals_are_the_leaders(self) -> None:
+        """Each is answered in order with the leader's TTL and our header; an unknown lease has 0."""
+        self.open()
+        self.ask(7, 99, 8, 7)
+        self.assertEqual(self.answers(), [(7, 10), (99, 0), (8, 5), (7, 10)])
+        self.assertEqual((self.leader.leases.renewed, self.member.leases.renewed), (3, 0))
+        assert self.call.on_half_close is not None
+        self.call.on_half_close()
+        self.assertEqual((self.call.done, self.call.error), (True, None))
+
+    def test_a_leader_that_waits_holds_up_one_stream(self) -> None:
+        """A renewal that has to wait holds up those behind it on its stream, and no other stream."""
+        self.leader.holding = True
+        self.leader.clock.advance(5)
+        first = self.open()
+        self.ask(8, 7)
+        assert first.on_half_close is not None
+        first.on_half_close()
+        self.open()
+        self.ask(7)
+        self.assertEqual(self.answers(), [(7, 10)])
+        self.assertEqual((first.sent, first.done), ([], False))
+        self.leader.clock.advance(0.5)
+        self.leader.commit()
+        self.call = first
+        self.assertEqual(self.answers(), [(8, 0), (7, 10)])
+        self.assertTrue(first.done)
+
+    def test_time_to_live_is_the_leaders(self) -> None:
+        """What is left, and the keys, come from there; an unknown lease has -1."""
+        self.leader.lessor.attach(7, b"k")
+        self.leader.clock.advance(2)
+        call = self.member.call("LeaseTimeToLive", LeaseTimeToLiveRequest(ID=7, keys=True))
+        found = LeaseTimeToLiveResponse.FromString(call.sent[0])
+        self.assertEqual((found.TTL, found.grantedTTL, list(found.keys), found.header.member_id), (8, 10, [b"k"], 0xA))
+        call = self.member.call("LeaseTimeToLive", LeaseTimeToLiveRequest(ID=99))
+        self.assertEqual(LeaseTimeToLiveResponse.FromString(call.sent[0]).TTL, -1)
+        self.assertEqual(self.paths, ["/leases/internal"] * 2)
+
+    def test_leases_are_our_own(self) -> None:
+        """The list needs no leader."""
+        self.member.lead_by(0)
+        answer = LeaseLeasesResponse.FromString(self.member.call("LeaseLeases").sent[0])
+        self.assertEqual([each.ID for each in answer.leases], [8, 7])
+        self.assertEqual(self.paths, [])
+
+    def test_nobody_leads(self) -> None:
+        """Streams and questions end with etcd's error after the time of a request."""
+        self.member.lead_by(0)
+        self.open()
+        self.ask(7)
+        question = self.member.call("LeaseTimeToLive", LeaseTimeToLiveRequest(ID=7))
+        self.member.clock.advance(7)
+        self.assertIsInstance(self.call.error, NoLeaderError)
+        self.assertIsInstance(question.error, NoLeaderError)
+
+    def test_the_leader_does_not_answer(self) -> None:
+        """The same, by another name."""
+        del self.member.peers.sites[LEADER]
+        self.open()
+        self.ask(7, 8)
+        self.member.clock.advance(7)
+        self.assertIsInstance(self.call.error, RequestTimeoutError)
+        self.assertEqual(len(self.member.peers.take()), 1)
+
+    def test_a_client_that_leaves(self) -> None:
+        """What was asked for it is given up."""
+        del self.member.peers.sites[LEADER]
+        self.open()
+        self.ask(7, 8)
+        question = self.member.call("LeaseTimeToLive", LeaseTimeToLiveRequest(ID=7))
+        for call in (self.call, question):
+            call.done = True
+            assert call.on_cancel is not None
+            call.on_cancel()
+        self.assertEqual([each.cancelled for each in self.member.peers.take()], [True, True])
+        self.assertEqual((self.call.sent, self.call.error, question.sent, question.error), ([], None, [], None))
+        self.member.clock.advance(0.5)
+        self.assertEqual(len(self.member.clock.getDelayedCalls()), 1)  # the look at ended leases
+
+    def test_a_client_that_does_not_read(self) -> None:
+        """Is asked for no more before it does."""
+        paused: list[bool] = []
+        call = self.open()
+        self.patch(RecordedCall, "pause", lambda _: paused.append(True))
+        self.patch(RecordedCall, "resume", lambda _: paused.append(False))
+        del self.member.peers.sites[LEADER]
+        self.ask(7)
+        self.assertEqual(paused, [True])
+        call.room = False
+        (asked,) = self.member.peers.take()
+        asked.answer(200, LeaseKeepAliveResponse(ID=7, TTL=10).SerializeToString())
+        self.assertEqual((self.answers(), paused[-1]), ([(7, 10)], True))
+        call.room = True
+        assert call.on_writable is not None
+        call.on_writable()
+        self.assertFalse(paused[-1])

@@ -14,6 +14,7 @@ from tests.protocols.services.test_snapshot import SnapshotMember
 from twistedkv.apply import Alarms, Applier
 from twistedkv.errors import (
     BadLeaderTransfereeError,
+    Code,
     KVError,
     NoDowngradeError,
     NoLeaderError,
@@ -35,7 +36,7 @@ from twistedkv.protocols.services.maintenance import MaintenanceService
 from twistedkv.storage.backend import BackendError
 from twistedkv.wire import HeaderEncoder
 
-ME, LEARNER = 0xA, 0xB
+ME, LEARNER, OTHER = 0xA, 0xB, 0xC
 
 
 class MaintenanceMember(SnapshotMember):
@@ -46,10 +47,17 @@ class MaintenanceMember(SnapshotMember):
     member_id = ME
     leader = ME
     stopped = False
+    timeout_s = 7.0
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        members = [MemberInfo(ME, ("http://192.0.2.1:2380",)), MemberInfo(LEARNER, ("http://x",), is_learner=True)]
+        self.leader_changes: list[Callable[[], None]] = []
+        self.transfers: list[int] = []
+        members = [
+            MemberInfo(ME, ("http://192.0.2.1:2380",)),
+            MemberInfo(LEARNER, ("http://192.0.2.2:2380",), is_learner=True),
+            MemberInfo(OTHER, ("http://192.0.2.3:2380",)),
+        ]
         membership = Membership({member.id: member for member in members})
         self.applier = Applier(self.store, Lessor(2), Alarms(), membership, "3.5.0")
 
@@ -64,6 +72,18 @@ class MaintenanceMember(SnapshotMember):
     @property
     def is_leader(self) -> bool:
         return self.leader == ME
+
+    @property
+    def is_learner(self) -> bool:
+        return self.membership.members[ME].is_learner
+
+    def transfer_leader(self, target: int) -> None:
+        self.transfers.append(target)
+
+    def lead_by(self, leader: int) -> None:
+        self.leader = leader
+        for tell in list(self.leader_changes):
+            tell()
 
     def when_readable(self, ready: Callable[[], None], refuse: Callable[[KVError], None]) -> None:
         if self.leader:
@@ -149,6 +169,33 @@ class DefragmentTests(MaintenanceCase):
 class LeadershipTests(MaintenanceCase):
     """MoveLeader."""
 
+    def tearDown(self) -> None:
+        self.assertEqual((self.member.clock.getDelayedCalls(), self.member.leader_changes), ([], []))
+
+    def test_another_one_leads(self) -> None:
+        """The answer comes once it does, and has no header."""
+        call = self.call("MoveLeader", MoveLeaderRequest(targetID=OTHER))
+        self.assertEqual(self.member.transfers, [OTHER])
+        self.member.lead_by(0)
+        self.assertFalse(call.done)
+        self.member.lead_by(OTHER)
+        self.assertEqual(call.sent, [b""])
+
+    def test_it_takes_too_long(self) -> None:
+        """Who asked is told after the time of a request, in etcd's words, which have no code of their own."""
+        call = self.call("MoveLeader", MoveLeaderRequest(targetID=OTHER))
+        self.member.clock.advance(7)
+        assert isinstance(call.error, KVError)
+        text = "etcdserver: request timed out, leader transfer took too long"
+        self.assertEqual((call.error.code, str(call.error)), (Code.UNKNOWN, text))
+
+    def test_a_client_that_leaves(self) -> None:
+        """Nobody waits any more."""
+        call = self.call("MoveLeader", MoveLeaderRequest(targetID=OTHER))
+        call.done = True
+        assert call.on_cancel is not None
+        call.on_cancel()
+
     def test_who_can_lead(self) -> None:
         """Only the leader moves leadership, and to nobody but a voter that there is."""
         self.assertEqual(self.call("MoveLeader", MoveLeaderRequest(targetID=ME)).sent, [b""])
@@ -181,6 +228,18 @@ class DowngradeTests(MaintenanceCase):
         """What the cluster does cannot be said."""
         self.member.leader = 0
         self.assertIsInstance(self.ask(DowngradeRequest.VALIDATE, "3.4").error, NoLeaderError)
+
+
+class StatusTests(MaintenanceCase):
+    """Status."""
+
+    def test_a_learner_says_so(self) -> None:
+        """Whether it has a vote is in the answer."""
+        for member, learner in ((MemberInfo(ME, ("http://x:1",)), False), (MemberInfo(ME, (), "", (), True), True)):
+            self.member.membership.members[ME] = member
+            call = self.call("Status")
+            self.member.worker.drain()
+            self.assertEqual(StatusResponse.FromString(call.sent[0]).isLearner, learner)
 
 
 class AlarmTests(MaintenanceCase):

@@ -7,7 +7,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.calls import RecordedCall
 from tests.watchworld import World
-from twistedkv.errors import NoLeaderError
 from twistedkv.pb.rpc_pb2 import (
     WatchCancelRequest,
     WatchCreateRequest,
@@ -22,7 +21,6 @@ from twistedkv.watch import WatchHub
 class Member:
     def __init__(self, hub: WatchHub) -> None:
         self.hub = hub
-        self.leader = 9
 
 
 class PausableCall(RecordedCall):
@@ -43,8 +41,8 @@ class WatchServiceTests(SynchronousTestCase):
         self.member = Member(self.world.hub)
         (self.method,) = WatchService(self.member).methods()
 
-    def call(self, metadata: dict[str, str] | None = None) -> PausableCall:
-        call = PausableCall(self.method, metadata=metadata)
+    def call(self) -> PausableCall:
+        call = PausableCall(self.method)
         call.run()
         return call
 
@@ -107,10 +105,3 @@ class WatchServiceTests(SynchronousTestCase):
         self.world.settle()
         self.assertFalse(call.paused)
         self.assertEqual([len(response.events) for response in self.read(call)], [1])
-
-    def test_a_client_that_requires_a_leader(self) -> None:
-        """With ``hasleader`` a stream is refused while there is no leader, and served otherwise."""
-        self.assertFalse(self.call({"hasleader": "true"}).done)
-        self.member.leader = 0
-        self.assertIsInstance(self.call({"hasleader": "true"}).error, NoLeaderError)
-        self.assertFalse(self.call().done)

@@ -1,4 +1,4 @@
-"""The Lease service: granting and revoking through the log, renewing and asking on the leader.
+"""The Lease service: granting and revoking through the log, renewing and asking at the leader.
 
 Source: etcd ``server/etcdserver/api/v3rpc/lease.go`` and ``server/etcdserver/v3_server.go``.
 """
@@ -6,12 +6,14 @@ Source: etcd ``server/etcdserver/api/v3rpc/lease.go`` and ``server/etcdserver/v3
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from typing import Protocol
 
-from twistedkv.errors import KVError, LeaseNotFoundError
-from twistedkv.lease import Lessor
-from twistedkv.leaseclock import LeaseClock
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+from twistedkv.errors import InvariantError, LeaseNotFoundError
+from twistedkv.leaseforward import ForwardMember, LeaseForward
+from twistedkv.leaseprimary import PrimaryLessor
 from twistedkv.pb import rpc_pb2
 from twistedkv.pb.rpc_pb2 import (
     LeaseGrantRequest,
@@ -24,6 +26,7 @@ from twistedkv.pb.rpc_pb2 import (
     LeaseTimeToLiveResponse,
 )
 from twistedkv.protocols.rpc import Access, Call, Method, service_methods
+from twistedkv.protocols.services.answers import answer_when
 from twistedkv.storage.mvcc import Store
 from twistedkv.wire import HeaderEncoder, prefixed
 
@@ -31,20 +34,11 @@ _GRANT, _REVOKE = b"\x42", b"\x4a"  # fields of InternalRaftRequest, as tags
 _GRANT_COST = 64  # etcd server/etcdserver/quota.go, leaseOverhead
 
 
-class LeaseMember(Protocol):
+class LeaseMember(ForwardMember, Protocol):
     """What this service needs of the member; see :class:`twistedkv.server.Member`."""
 
     header: HeaderEncoder
     store: Store
-    leases: LeaseClock
-
-    @property
-    def lessor(self) -> Lessor: ...
-
-    @property
-    def term(self) -> int: ...
-
-    def when_readable(self, ready: Callable[[], None], fail: Callable[[KVError], None]) -> None: ...
 
     def propose(self, body: bytes, waiter: Call) -> None: ...
 
@@ -58,6 +52,7 @@ class LeaseService:
 
     def __init__(self, member: LeaseMember) -> None:
         self._member = member
+        self._forward = LeaseForward(member, PrimaryLessor(member))
 
     def methods(self) -> list[Method]:
         """The methods of this service, for the method table."""
@@ -88,26 +83,22 @@ class LeaseService:
 
     def keep_alive(self, call: Call) -> None:
         """Lease.LeaseKeepAlive: one response for each request, in their order."""
-        _KeepAlive(self._member, call)
+        _KeepAlive(self._member, self._forward, call)
 
     def time_to_live(self, call: Call) -> None:
         """Lease.LeaseTimeToLive: a lease that does not exist is no error."""
         request = LeaseTimeToLiveRequest.FromString(call.message)
-        when_leading(self._member, lambda: self._time_to_live(call, request), call.fail)
 
-    def _time_to_live(self, call: Call, request: LeaseTimeToLiveRequest) -> None:
-        member = self._member
-        response = LeaseTimeToLiveResponse(ID=request.ID, TTL=-1)
-        if request.ID in member.lessor:
-            lease = member.lessor.get(request.ID)
-            response.TTL = int(member.leases.remaining_s(lease.id))  # towards zero, as Go converts
-            response.grantedTTL = lease.ttl_s
-            if request.keys:
-                response.keys.extend(lease.keys)
-        call.reply(_header(member) + response.SerializeToString())
+        def gone(failure: Failure) -> LeaseTimeToLiveResponse:
+            failure.trap(LeaseNotFoundError)
+            return LeaseTimeToLiveResponse(ID=request.ID, TTL=-1)
+
+        answered = self._forward.time_to_live(request.ID, request.keys).addErrback(gone)
+        call.on_cancel = answered.cancel
+        answer_when(answered, call, lambda response: call.reply(_header(self._member) + response.SerializeToString()))
 
     def leases(self, call: Call) -> None:
-        """Lease.LeaseLeases: all of them, the first to end first."""
+        """Lease.LeaseLeases: all that this member knows of; on the leader the first to end comes first."""
         response = LeaseLeasesResponse(leases=[LeaseStatus(ID=each) for each in self._member.leases.by_end()])
         call.reply(_header(self._member) + response.SerializeToString())
 
@@ -115,24 +106,28 @@ class LeaseService:
 class _KeepAlive:
     """One stream of renewals.
 
-    A request that cannot be answered yet, because its lease has ended and its revocation is on the way, holds up those
-    behind it: the client counts on responses in the order of its requests.
+    A request that cannot be answered yet, because the leader has to be asked, or because its lease has ended and its
+    revocation is on the way, holds up those behind it: the client counts on responses in the order of its requests,
+    and a renewal that was made long before it is answered would promise too much.
     """
 
-    def __init__(self, member: LeaseMember, call: Call) -> None:
+    def __init__(self, member: LeaseMember, forward: LeaseForward, call: Call) -> None:
         self._member = member
+        self._forward = forward
         self._call = call
-        self._held: deque[int] = deque()  # leases to renew, of which the first one is being waited for
+        self._held: deque[int] = deque()  # leases to renew
+        self._header = b""  # of the next response
+        self._renewal: Deferred[int] | None = None  # of the first of them, if it has to be waited for
+        self._answering = False
         self._half_closed = False
         call.on_message = self._received
         call.on_half_close = self._half_close
         call.on_writable = self._go_on
+        call.on_cancel = self._cancelled
 
     def _received(self, message: bytes) -> None:
-        held = self._held
-        held.append(LeaseKeepAliveRequest.FromString(message).ID)
-        if len(held) == 1:
-            self._answer()
+        self._held.append(LeaseKeepAliveRequest.FromString(message).ID)
+        self._answer()
 
     def _half_close(self) -> None:
         self._half_closed = True
@@ -143,54 +138,66 @@ class _KeepAlive:
         if not self._held:
             self._call.resume()
 
+    def _cancelled(self) -> None:
+        self._held.clear()
+        if self._renewal is not None:
+            self._renewal.cancel()
+
     def _answer(self) -> None:
         """Answer what is held, until something has to be waited for."""
-        member, call, held = self._member, self._call, self._held
-        while held and not call.done:
-            lease_id = held[0]
-            header = _header(member)  # from before the renewal: who sees a newer revision knows it is not covered
-            if not self._renew(lease_id, header):
-                call.pause()
-                return
-            held.popleft()
+        if self._answering:
+            return
+        self._answering = True
+        call, held = self._call, self._held
+        while held and self._renewal is None and not call.done:
+            # From before the renewal: who sees a newer revision knows that it is not covered.
+            self._header = _header(self._member)
+            self._renew(held[0])
+        self._answering = False
         if call.done:
             return
-        if self._half_closed:
+        if held:
+            call.pause()
+        elif self._half_closed:
             call.finish()
         elif not call.writable:
             call.pause()
 
-    def _renew(self, lease_id: int, header: bytes) -> bool:
-        """Answer one request; False if that has to wait."""
-        member = self._member
-        ttl_s: int | None = 0
-        if not member.leases.leading:
-            member.when_readable(lambda: self._retry(lease_id, header), self._call.fail)
-            return False
+    def _renew(self, lease_id: int) -> None:
+        """Answer one request, or begin to wait for what it takes."""
         try:
-            ttl_s = member.leases.renew(lease_id)
+            ttl_s = self._forward.renew_at_once(lease_id)
         except LeaseNotFoundError:
             ttl_s = 0
-        if ttl_s is None:
-            member.leases.when_over(lease_id, lambda: self._retry(lease_id, header))
-            return False
-        self._call.send(header + LeaseKeepAliveResponse(ID=lease_id, TTL=ttl_s).SerializeToString())
-        return True
+        if ttl_s is not None:
+            self._send(ttl_s)
+            return
+        renewal = self._renewal = self._forward.renew(lease_id)
+        renewal.addErrback(_gone).addCallbacks(self._renewed, self._failed)
 
-    def _retry(self, lease_id: int, header: bytes) -> None:
-        if not self._call.done and self._renew(lease_id, header):
-            self._held.popleft()
+    def _renewed(self, ttl_s: int) -> None:
+        self._renewal = None
+        self._send(ttl_s)
+        if not self._answering:
             self._answer()
-            if not self._held and not self._call.done and self._call.writable:
-                self._call.resume()
+            call = self._call
+            if not self._held and not call.done and call.writable:
+                call.resume()
+
+    def _send(self, ttl_s: int) -> None:
+        if not self._call.done:
+            lease_id = self._held.popleft()
+            self._call.send(self._header + LeaseKeepAliveResponse(ID=lease_id, TTL=ttl_s).SerializeToString())
+
+    def _failed(self, failure: Failure) -> None:
+        self._renewal = None
+        if not failure.check(CancelledError):
+            self._call.fail(failure.value or InvariantError("a failure without an exception"))
 
 
-def when_leading(member: LeaseMember, ready: Callable[[], None], fail: Callable[[KVError], None]) -> None:
-    """Call ``ready`` once the time of leases is counted here, else ``fail``."""
-    if member.leases.leading:
-        ready()
-    else:
-        member.when_readable(ready, fail)
+def _gone(failure: Failure) -> int:
+    failure.trap(LeaseNotFoundError)
+    return 0
 
 
 def _header(member: LeaseMember) -> bytes:

@@ -12,17 +12,17 @@ import google_crc32c
 from twisted.internet.defer import Deferred
 
 from twistedkv.apply import Alarms, Applier
+from twistedkv.corruption import Hash, hash_at
 from twistedkv.errors import (
     BadLeaderTransfereeError,
     Code,
-    CompactedError,
-    FutureRevisionError,
     KVError,
     NoDowngradeError,
     NoLeaderError,
     NotLeaderError,
     RPCError,
 )
+from twistedkv.handover import MovingMember, transfer
 from twistedkv.members import Membership
 from twistedkv.pb import rpc_pb2
 from twistedkv.pb.membership_pb2 import DowngradeInfoSetRequest
@@ -42,26 +42,27 @@ from twistedkv.protocols.rpc import Access, Call, Method, service_methods
 from twistedkv.protocols.services.answers import answer_when
 from twistedkv.protocols.services.snapshot import SnapshotMember, answer_snapshot
 from twistedkv.storage.backend import MAX_MAIN, Backend, Bucket, Size, pack
-from twistedkv.storage.mvcc import Store, encode_row, hash_kv
+from twistedkv.storage.mvcc import Store, encode_row
 from twistedkv.wire import HeaderEncoder
 
 
-class MaintenanceMember(SnapshotMember, Protocol):
+class MaintenanceMember(SnapshotMember, MovingMember, Protocol):
     """What this service needs of the member; see :class:`twistedkv.server.Member`."""
 
     applier: Applier
     header: HeaderEncoder
     member_id: int
     store: Store
+    timeout_s: float
 
     @property
     def term(self) -> int: ...
 
     @property
-    def leader(self) -> int: ...
+    def is_leader(self) -> bool: ...
 
     @property
-    def is_leader(self) -> bool: ...
+    def is_learner(self) -> bool: ...
 
     @property
     def membership(self) -> Membership: ...
@@ -133,6 +134,7 @@ class MaintenanceService:
                 raftTerm=member.term,
                 raftAppliedIndex=member.applied,
                 dbSizeInUse=size.in_use,
+                isLearner=member.is_learner,
             )
             if not member.leader:
                 response.errors.append(NoLeaderError.text)
@@ -144,32 +146,12 @@ class MaintenanceService:
     def hash_kv(self, call: Call) -> None:
         """Maintenance.HashKV: of all keys as of a revision, without what compaction dropped."""
         request = HashKVRequest.FromString(call.message)
-        store = self._member.store
-        compacted = store.compacted
-        if 0 < request.revision <= compacted:
-            raise CompactedError
-        if request.revision > store.revision:
-            raise FutureRevisionError
-        revision = request.revision or store.revision  # below zero etcd hashes nothing, and says so by a hash
 
-        began_s = self._member.reactor.seconds()
-
-        def answer(value: int) -> None:
-            self._member.metrics.hash_rev.observe(self._member.reactor.seconds() - began_s)
-            if store.compacted != compacted:  # applied while the storage thread was at it: ask again
-                if not call.done:
-                    self._hash_kv_or_fail(call)
-                return
-            response = HashKVResponse(hash=value, compact_revision=compacted)
+        def answer(found: Hash) -> None:
+            response = HashKVResponse(hash=found.hash, compact_revision=found.compact_revision)
             call.reply(self._header() + response.SerializeToString())
 
-        self._on_backend(call, answer, hash_kv, revision, compacted)
-
-    def _hash_kv_or_fail(self, call: Call) -> None:
-        try:
-            self.hash_kv(call)
-        except KVError as error:
-            call.fail(error)
+        answer_when(Deferred.fromCoroutine(hash_at(self._member, request.revision)), call, answer)
 
     def hash(self, call: Call) -> None:
         """Maintenance.Hash: of everything in this member's database; comparable between equal versions only."""
@@ -203,15 +185,22 @@ class MaintenanceService:
         answer_when(Deferred.fromCoroutine(answer_snapshot(self._member, call)), call, lambda _: call.finish())
 
     def move_leader(self, call: Call) -> None:
-        """Maintenance.MoveLeader: asked of the leader only; that it shall stay is granted."""
+        """Maintenance.MoveLeader: asked of the leader only; answered once another one leads, or fails to in time.
+
+        etcd waits as long as the client does. Here it is as long as for any request, since Raft tries no longer.
+        """
         member = self._member
         if not member.is_leader:
             raise NotLeaderError
         target = member.membership.members.get(MoveLeaderRequest.FromString(call.message).targetID)
-        # There is nobody else to lead yet.
-        if target is None or target.is_learner or target.id != member.member_id:
+        if target is None or target.is_learner:
             raise BadLeaderTransfereeError
-        call.reply(b"")
+        if target.id == member.member_id:
+            call.reply(b"")
+            return
+        moved = transfer(member, target.id, member.timeout_s)
+        call.on_cancel = moved.cancel
+        answer_when(moved, call, lambda _: call.reply(b""))
 
     def downgrade(self, call: Call) -> None:
         """Maintenance.Downgrade: asks, or has it recorded.

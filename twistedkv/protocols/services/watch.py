@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from twistedkv.errors import NoLeaderError
 from twistedkv.pb import rpc_pb2
 from twistedkv.pb.rpc_pb2 import WatchRequest
 from twistedkv.protocols.rpc import Access, Call, Method, service_methods
@@ -19,9 +18,6 @@ class WatchMember(Protocol):
     """What this service needs of the member; see :class:`twistedkv.server.Member`."""
 
     hub: WatchHub
-
-    @property
-    def leader(self) -> int: ...
 
 
 class WatchService:
@@ -40,8 +36,6 @@ class WatchService:
 
     def watch(self, call: Call) -> None:
         """Watch.Watch. A client that closes its side goes on to be told, as etcd has it."""
-        if call.head.metadata.get("hasleader") == "true" and not self._member.leader:
-            raise NoLeaderError
         stream = open_stream(self._member.hub, call)
 
         def on_message(message: bytes) -> None:
