@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
-from random import Random
-from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.workers import InlineWorker, SteppedWorker
-from twistedkv.apply import META_APPLIED_INDEX, Alarms, Applier
-from twistedkv.assembly import hard_state_at
-from twistedkv.configload import load_config
+from tests.nopeers import NoPeers
+from tests.station import Answer, RefusingMemory, Station
+from tests.workers import SteppedWorker
 from twistedkv.errors import (
     KVError,
     NoSpaceError,
@@ -22,9 +18,7 @@ from twistedkv.errors import (
     RequestTooLargeError,
     StoppedError,
 )
-from twistedkv.lease import Lessor, load_leases
-from twistedkv.members import MemberInfo, Membership, bootstrap_changes
-from twistedkv.metrics import Metrics
+from twistedkv.members import MemberInfo
 from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
 from twistedkv.pb.rpc_pb2 import (
     CompactionRequest,
@@ -37,70 +31,10 @@ from twistedkv.pb.rpc_pb2 import (
     TxnRequest,
     TxnResponse,
 )
-from twistedkv.protocols.turn import Turn
-from twistedkv.raft.config import Config as RaftConfig
-from twistedkv.raft.log import RaftLog
-from twistedkv.raft.messages import Entry, EntryType, HardState
-from twistedkv.raft.node import RaftNode
 from twistedkv.server import Member
-from twistedkv.storage.backend import Backend, BackendError, Batch, Bucket
-from twistedkv.storage.memory import MemoryBackend
-from twistedkv.storage.mvcc import load
-from twistedkv.storage.wal import WAL, Disk
+from twistedkv.storage.backend import Bucket
 
 ME = 7
-
-
-class FaultyDisk(Disk):
-    """A disk that is full, or whose syncs fail, when told so."""
-
-    full = False
-    broken = False
-
-    def __init__(self) -> None:
-        self.syncs = 0
-
-    def write(self, fd: int, parts: Any, offset: int) -> int:  # type: ignore[override]
-        if self.full and any(b"".join(parts)):  # zeros go over blocks that the file has already
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return Disk.write(fd, parts, offset)
-
-    def sync_data(self, fd: int) -> None:  # type: ignore[override]
-        self.syncs += 1
-        if self.broken:
-            raise OSError(errno.EIO, "Input/output error")
-        Disk.sync_data(fd)
-
-
-class RefusingMemory(MemoryBackend):
-    """A database that takes no writes when told so."""
-
-    refuses = False
-
-    def write(self, batch: Batch) -> None:
-        if self.refuses:
-            raise BackendError("the database is read-only")
-        super().write(batch)
-
-
-class Answer:
-    """A waiter that keeps what it got."""
-
-    def __init__(self) -> None:
-        self.message: bytes | None = None
-        self.error: BaseException | None = None
-
-    def reply(self, message: bytes) -> None:
-        assert not self.done, "answered twice"
-        self.message = message
-
-    def fail(self, error: BaseException) -> None:
-        assert not self.done, "answered twice"
-        self.error = error
-
-    @property
-    def done(self) -> bool:
-        return self.message is not None or self.error is not None
 
 
 class MemberTests(SynchronousTestCase):
@@ -108,53 +42,13 @@ class MemberTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.disk = FaultyDisk()
-        self.directory = Path(self.mktemp())
-        self.failures: list[BaseException] = []
-        self.backend: Backend = MemoryBackend()
-        self.backend.open()
-        self.wal_worker: InlineWorker = InlineWorker()
-        self.options: dict[str, str] = {}
+        self.station = Station(ME, Path(self.mktemp()), [MemberInfo(ME, ("https://127.0.0.1:2380",), "default")])
+        self.disk = self.station.disk
+        self.failures = self.station.failures
 
-    def start(self, value_cache_bytes: int = 1 << 20) -> Member:
+    def start(self) -> Member:
         """A member on what the directory and the backend hold, ready to serve."""
-        config = load_config({"data-dir": str(self.directory), **self.options}, {})
-        if not WAL.exists(self.directory):
-            wal = WAL.create(self.directory, b"metadata", segment_bytes=1 << 16)
-            changes = bootstrap_changes([MemberInfo(ME, ("https://127.0.0.1:2380",), "default")])
-            wal.append(HardState(1, 0, 1), [Entry(1, 1, changes[0], EntryType.CONF_CHANGE)])
-            wal.close()
-        wal, recovered = WAL.open(self.directory, segment_bytes=1 << 16, disk=self.disk)
-        store = load(self.backend, value_cache_bytes)
-        applied = int(self.backend.records(Bucket.META).get(META_APPLIED_INDEX, b"0"))
-        membership = Membership.from_records(self.backend.records(Bucket.MEMBERS))
-        alarms = Alarms(self.backend.records(Bucket.ALARMS))
-        lessor = Lessor(2, load_leases(self.backend.records(Bucket.LEASES)))
-        lessor.reattach(store.index.entries.items())
-        applier = Applier(store, lessor, alarms, membership)
-        snapshot = recovered.snapshot
-        log = RaftLog(recovered.entries, snapshot.index, snapshot.term)
-        conf_state = membership.conf_state() if applied else snapshot.conf_state
-        node = RaftNode(
-            RaftConfig(ME, Random(1)), log, hard_state_at(recovered.hard_state, applied), conf_state, applied
-        )
-        member = Member(
-            config,
-            self.clock,
-            Turn(self.clock),
-            node,
-            wal,
-            self.wal_worker,  # type: ignore[arg-type]
-            self.backend,
-            InlineWorker(),  # type: ignore[arg-type]
-            applier,
-            (applied, 1),
-            ME,
-            9,
-            -1,
-            Metrics(),
-            self.failures.append,
-        )
+        member = self.station.open(self.clock, NoPeers)
         member.start()
         self.clock.advance(0)
         self.clock.advance(0)
@@ -164,28 +58,13 @@ class MemberTests(SynchronousTestCase):
     def stop(self, member: Member) -> None:
         self.successResultOf(Deferred.fromCoroutine(member.stop()))
 
-    def put(self, member: Member, key: bytes, value: bytes = b"v", **fields: Any) -> Answer:
-        answer = Answer()
-        request = InternalRaftRequest(put=PutRequest(key=key, value=value, **fields))
-        member.propose(request.SerializeToString(), answer)
-        return answer
-
-    def grant(self, member: Member, lease_id: int, ttl_s: int) -> None:
-        request = InternalRaftRequest(lease_grant=LeaseGrantRequest(ID=lease_id, TTL=ttl_s))
-        member.propose(request.SerializeToString(), Answer())
-
-    def revision(self, answer: Answer) -> int:
-        assert answer.message is not None, answer.error
-        return PutResponse.FromString(answer.message).header.revision
-
-    def get(self, member: Member, key: bytes) -> bytes | None:
-        pairs = member.applier.executor.store.range(RangeRequest(key=key)).pairs
-        return pairs[0] if pairs else None
+    def grant(self, lease_id: int, ttl_s: int) -> None:
+        self.station.propose(InternalRaftRequest(lease_grant=LeaseGrantRequest(ID=lease_id, TTL=ttl_s)))
 
     def test_a_put_is_answered_with_its_revision(self) -> None:
         """A put comes back with etcd's header: ids, the new revision, the term."""
-        member = self.start()
-        answer = self.put(member, b"k")
+        self.start()
+        answer = self.station.put(b"k")
         self.assertFalse(answer.done)
         self.clock.advance(0)
         assert answer.message is not None
@@ -194,98 +73,98 @@ class MemberTests(SynchronousTestCase):
 
     def test_the_puts_of_a_turn_share_one_sync(self) -> None:
         """A hundred puts of one turn of the reactor cost one write and one sync."""
-        member = self.start()
+        self.start()
         before = self.disk.syncs
-        answers = [self.put(member, b"%d" % number) for number in range(100)]
+        answers = [self.station.put(b"%d" % number) for number in range(100)]
         self.clock.advance(0)
         self.assertEqual(self.disk.syncs, before + 1)
-        self.assertEqual([self.revision(answer) for answer in answers], list(range(2, 102)))
+        self.assertEqual([answer.revision for answer in answers], list(range(2, 102)))
 
     def test_nothing_is_answered_before_it_is_durable(self) -> None:
         """While the disk works no put is answered and no reader sees it; what arrives meanwhile is the next batch."""
-        self.wal_worker = worker = SteppedWorker()
+        self.station.wal_worker = worker = SteppedWorker()
         member = self.start()
         member._writer.average_sync_s = 1.0  # the disk was slow so far, so it is waited for on its thread
-        first = self.put(member, b"a")
+        first = self.station.put(b"a")
         self.clock.advance(0)
-        second, third = self.put(member, b"b"), self.put(member, b"c")
+        second, third = self.station.put(b"b"), self.station.put(b"c")
         self.clock.advance(0)
         self.assertEqual(len(worker.queue), 1)
         self.assertFalse(first.done)
-        self.assertIsNone(self.get(member, b"a"))
+        self.assertIsNone(self.station.get(b"a"))
         worker.step()
-        self.assertEqual(self.revision(first), 2)
+        self.assertEqual(first.revision, 2)
         self.assertFalse(second.done)
         self.assertEqual(len(worker.queue), 1)
         worker.step()
-        self.assertEqual((self.revision(second), self.revision(third)), (3, 4))
+        self.assertEqual((second.revision, third.revision), (3, 4))
 
     def test_acknowledged_writes_survive_a_crash(self) -> None:
         """A member that just vanishes has every answered write when it is back, and goes on with the next revision."""
-        member = self.start()
+        self.start()
         for number in range(10):
-            self.put(member, b"%d" % number)
+            self.station.put(b"%d" % number)
         self.clock.advance(0)
-        member._writer._wal._abandon()  # the process is gone; the database has none of it yet
+        self.station.crash()  # the database has none of it yet
         again = self.start()
         self.assertEqual(again.revision, 11)
-        self.assertIsNotNone(self.get(again, b"9"))
-        answer = self.put(again, b"next")
+        self.assertIsNotNone(self.station.get(b"9"))
+        answer = self.station.put(b"next")
         self.clock.advance(0)
-        self.assertEqual(self.revision(answer), 12)
+        self.assertEqual(answer.revision, 12)
 
     def test_nothing_is_applied_twice(self) -> None:
         """What the database has already is not applied again from the log."""
-        member = self.start()
-        self.put(member, b"a")
+        self.start()
+        self.station.put(b"a")
         self.clock.advance(0)
         self.clock.advance(1)  # written behind
-        self.put(member, b"b")
+        self.station.put(b"b")
         self.clock.advance(0)
-        member._writer._wal._abandon()
+        self.station.crash()
         again = self.start()
         self.assertEqual(again.revision, 3)
         self.stop(again)
-        self.assertEqual(len(self.backend.scan(0, 1 << 62, 100)), 2)
+        self.assertEqual(len(self.station.backend.scan(0, 1 << 62, 100)), 2)
 
     def test_a_full_disk_refuses_and_loses_nothing(self) -> None:
         """On a full disk what waits is tried again, new writes get etcd's error, and all goes on when there is room."""
         member = self.start()
         self.disk.full = True
-        waiting = self.put(member, b"a")
+        waiting = self.station.put(b"a")
         self.clock.advance(0)
-        refused = self.put(member, b"b")
+        refused = self.station.put(b"b")
         self.assertIsInstance(refused.error, NoSpaceError)
         self.assertFalse(waiting.done)
         self.assertIsNotNone(member.disk_trouble)
         self.disk.full = False
         self.clock.advance(1)
-        self.assertEqual(self.revision(waiting), 2)
+        self.assertEqual(waiting.revision, 2)
         self.assertIsNone(member.disk_trouble)
-        after = self.put(member, b"c")
+        after = self.station.put(b"c")
         self.clock.advance(0)
-        self.assertEqual(self.revision(after), 3)
+        self.assertEqual(after.revision, 3)
         self.assertEqual(self.failures, [])
 
     def test_a_failed_sync_stops_the_member(self) -> None:
         """After a failed fsync nobody knows what is on the disk: the member answers nothing and ends."""
-        member = self.start()
+        self.start()
         self.disk.broken = True
-        answer = self.put(member, b"a")
+        answer = self.station.put(b"a")
         self.clock.advance(0)
         self.assertIsInstance(answer.error, StoppedError)
         self.assertEqual(len(self.failures), 1)
         self.flushLoggedErrors()
-        late = self.put(member, b"b")
+        late = self.station.put(b"b")
         self.assertIsInstance(late.error, StoppedError)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_requests_time_out(self) -> None:
         """A write that the disk does not get done in 7 s is answered with etcd's time-out."""
-        self.wal_worker = SteppedWorker()
+        self.station.wal_worker = SteppedWorker()
         member = self.start()
         member._writer.average_sync_s = 1.0
-        answer = self.put(member, b"a")
+        answer = self.station.put(b"a")
         self.clock.pump([0.1] * 69)
         self.assertFalse(answer.done)
         self.clock.pump([0.1] * 3)
@@ -293,31 +172,30 @@ class MemberTests(SynchronousTestCase):
 
     def test_requests_too_large_are_refused(self) -> None:
         """A request over --max-request-bytes is refused before it is logged."""
-        self.options = {"max-request-bytes": "1000"}
-        member = self.start()
-        self.assertIsInstance(self.put(member, b"k", b"v" * 1000).error, RequestTooLargeError)
+        self.station.options = {"max-request-bytes": "1000"}
+        self.start()
+        self.assertIsInstance(self.station.put(b"k", b"v" * 1000).error, RequestTooLargeError)
 
     def test_stop_writes_everything_behind_and_refuses_the_rest(self) -> None:
         """After a stop the database has all of it, and what waits or comes is told that the server stopped."""
         member = self.start()
-        self.put(member, b"a")
+        self.station.put(b"a")
         self.clock.advance(0)
-        waiting = self.put(member, b"b")
+        waiting = self.station.put(b"b")
         self.stop(member)
         self.assertIsInstance(waiting.error, StoppedError)
-        self.assertIsInstance(self.put(member, b"c").error, StoppedError)
-        self.assertEqual([row.key for row in self.backend.scan(0, 1 << 62, 100)], [b"a"])
+        self.assertIsInstance(self.station.put(b"c").error, StoppedError)
+        self.assertEqual([row.key for row in self.station.backend.scan(0, 1 << 62, 100)], [b"a"])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_stop_does_not_wait_for_a_database_that_refuses(self) -> None:
         """With a database that takes no writes a stop ends in 10 s, and the next start has all of it from the log."""
-        backend = self.backend = RefusingMemory()
-        backend.open()
+        backend = self.station.backend = RefusingMemory()
         member = self.start()
         backend.refuses = True
-        answer = self.put(member, b"a")
+        answer = self.station.put(b"a")
         self.clock.advance(0)
-        self.assertEqual(self.revision(answer), 2)
+        self.assertEqual(answer.revision, 2)
         stopped = Deferred.fromCoroutine(member.stop())
         self.clock.pump([1.0] * 9)
         self.assertNoResult(stopped)
@@ -325,25 +203,27 @@ class MemberTests(SynchronousTestCase):
         self.successResultOf(stopped)
         self.flushLoggedErrors()
         backend.refuses = False
-        self.assertIsNotNone(self.get(self.start(), b"a"))
+        self.start()
+        self.assertIsNotNone(self.station.get(b"a"))
 
     def test_the_quota_raises_the_alarm(self) -> None:
         """A write beyond the quota is refused and raises NOSPACE; from then on the log refuses puts, not deletes."""
-        self.options = {"quota-backend-bytes": "10000"}
+        self.station.options = {"quota-backend-bytes": "10000"}
         member = self.start()
         with self.assertRaises(NoSpaceError):
             member.check_quota(10_000)
         self.clock.advance(0)
         self.assertEqual([alarm.memberID for alarm in member.alarms.listed()], [ME])
-        refused = self.put(member, b"k")
+        refused = self.station.put(b"k")
         self.clock.advance(0)
         self.assertIsInstance(refused.error, NoSpaceError)
 
     def test_evicted_values_are_fetched_before_a_transaction_needs_them(self) -> None:
         """With no room for values in memory, a transaction that compares and returns them sees the right ones."""
-        member = self.start(value_cache_bytes=0)
+        self.station.value_cache_bytes = 0
+        member = self.start()
         for number in range(5):
-            self.put(member, b"%d" % number, b"value %d" % number + bytes(1000))
+            self.station.put(b"%d" % number, b"value %d" % number + bytes(1000))
         self.clock.advance(0)
         self.assertEqual(member.store.index.evicted, 5)
         request = TxnRequest(
@@ -363,13 +243,13 @@ class MemberTests(SynchronousTestCase):
         self.assertTrue(response.succeeded)
         self.assertEqual(response.responses[0].response_range.kvs[0].value, b"value 1" + bytes(1000))
         self.assertEqual(response.responses[1].response_put.prev_kv.value, b"value 2" + bytes(1000))
-        self.assertEqual(self.revision(after), response.header.revision + 1)
+        self.assertEqual(after.revision, response.header.revision + 1)
 
     def test_old_revisions_in_a_writing_transaction(self) -> None:
         """A transaction may read an old revision and write in one go."""
         member = self.start()
         for value in (b"old", b"new"):
-            self.put(member, b"k", value)
+            self.station.put(b"k", value)
         self.clock.advance(0)
         request = TxnRequest(
             success=[
@@ -388,14 +268,14 @@ class MemberTests(SynchronousTestCase):
 
     def test_the_log_is_let_go_behind_a_durable_database(self) -> None:
         """Every --snapshot-count entries the log's old segments go, and the member still starts from what is left."""
-        self.options = {"snapshot-count": "100"}
+        self.station.options = {"snapshot-count": "100"}
         member = self.start()
         for number in range(1_000):
-            self.put(member, b"%d" % (number % 50), b"v" * 300)
+            self.station.put(b"%d" % (number % 50), b"v" * 300)
             self.clock.advance(0)
         for _ in range(4):
             self.clock.advance(0.5)
-        self.assertLessEqual(len(list(self.directory.glob("*.wal"))), 3)
+        self.assertLessEqual(len(list(self.station.directory.glob("*.wal"))), 3)
         revision = member.revision
         self.stop(member)
         self.assertEqual(self.start().revision, revision)
@@ -404,7 +284,7 @@ class MemberTests(SynchronousTestCase):
         """A physical compaction is answered when the rows are gone, a plain one at once."""
         member = self.start()
         for _ in range(12_500):
-            self.put(member, b"k")
+            self.station.put(b"k")
         self.clock.advance(0)
         answer = Answer()
         compaction = CompactionRequest(revision=12_400, physical=True)
@@ -413,12 +293,12 @@ class MemberTests(SynchronousTestCase):
         self.assertFalse(answer.done)
         self.clock.pump([0.01] * 5)
         self.assertIsNotNone(answer.message)
-        self.assertEqual(len(self.backend.scan(0, 1 << 62, 100_000)), 103)
+        self.assertEqual(len(self.station.backend.scan(0, 1 << 62, 100_000)), 103)
 
     def test_errors_of_the_state_reach_the_caller(self) -> None:
         """What the state refuses is answered with its error and takes no revision."""
         member = self.start()
-        refused = self.put(member, b"k", lease=5)
+        refused = self.station.put(b"k", lease=5)
         self.clock.advance(0)
         assert isinstance(refused.error, KVError)
         self.assertEqual(refused.error.text, "etcdserver: requested lease not found")
@@ -427,39 +307,37 @@ class MemberTests(SynchronousTestCase):
     def test_a_lease_ends_and_takes_its_keys(self) -> None:
         """Whoever stops renewing loses the keys within a second of the lease's end, and not before it."""
         member = self.start()
-        self.grant(member, 7, 5)
-        self.put(member, b"k", lease=7)
+        self.grant(7, 5)
+        self.station.put(b"k", lease=7)
         self.clock.advance(0)
         self.clock.pump([0.1] * 48)
-        self.assertIsNotNone(self.get(member, b"k"))
+        self.assertIsNotNone(self.station.get(b"k"))
         self.clock.pump([0.1] * 9)
-        self.assertIsNone(self.get(member, b"k"))
+        self.assertIsNone(self.station.get(b"k"))
         self.assertEqual((member.revision, member.leases.expired, len(member.lessor)), (3, 1, 0))
 
     def test_leases_survive_a_crash_and_never_end_early(self) -> None:
         """After a crash a lease begins anew, with an election timeout on top, whether the database knew it or not."""
-        member = self.start()
-        self.grant(member, 7, 5)
-        self.put(member, b"a", lease=7)
+        self.start()
+        self.grant(7, 5)
+        self.station.put(b"a", lease=7)
         self.clock.advance(0)
         self.clock.advance(1)  # written behind
-        self.grant(member, 8, 5)
-        self.put(member, b"b", lease=8)
+        self.grant(8, 5)
+        self.station.put(b"b", lease=8)
         self.clock.advance(0)
         self.clock.pump([0.1] * 35)
-        member._writer._wal._abandon()
-        member._ticker.stop()
-        member.leases.stop()
+        self.station.crash()
         again = self.start()
         self.assertEqual((again.lessor.keys(7), again.lessor.keys(8)), ({b"a"}, {b"b"}))
         self.clock.pump([0.1] * 59)
-        self.assertIsNotNone(self.get(again, b"a"))
-        self.assertIsNotNone(self.get(again, b"b"))
+        self.assertIsNotNone(self.station.get(b"a"))
+        self.assertIsNotNone(self.station.get(b"b"))
         self.clock.pump([0.1] * 8)
-        self.assertIsNone(self.get(again, b"a"))
-        self.assertIsNone(self.get(again, b"b"))
+        self.assertIsNone(self.station.get(b"a"))
+        self.assertIsNone(self.station.get(b"b"))
         self.stop(again)
-        self.assertEqual(self.backend.records(Bucket.LEASES), {})
+        self.assertEqual(self.station.backend.records(Bucket.LEASES), {})
 
     def test_ids_of_leases_are_positive(self) -> None:
         """An id that the server chooses is never 0 or negative, and never the same."""
@@ -468,25 +346,18 @@ class MemberTests(SynchronousTestCase):
         self.assertEqual(len(made), 1_000)
         self.assertTrue(all(0 < each < 1 << 63 for each in made))
 
-    def test_the_member_publishes_itself(self) -> None:
-        """A new member tells its name and client URLs through the log, and decides the cluster's version."""
-        member = self.start()
-        self.clock.advance(0)
-        self.assertEqual(member.membership.listed()[0].client_urls, ("https://127.0.0.1:2379",))
-        self.assertEqual(member.applier.cluster_version, "3.5.0")
-
     def test_watchers_are_told_in_the_turn_of_the_write(self) -> None:
         """What is applied together is told together, and the past comes from the database."""
         member = self.start()
         told: list[int] = []
         observation = member.hub.observe(b"k", b"", 0, lambda revision, _: told.append(revision))
-        self.put(member, b"k")
-        self.put(member, b"other")
-        self.put(member, b"k")
+        self.station.put(b"k")
+        self.station.put(b"other")
+        self.station.put(b"k")
         self.clock.advance(0)
         self.assertEqual(told, [2, 4])
         observation.cancel()
-        self.put(member, b"k")
+        self.station.put(b"k")
         self.clock.advance(0)
         member.hub.observe(b"k", b"", 2, lambda revision, _: told.append(revision))
         self.clock.pump([0.0] * 5)

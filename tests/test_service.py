@@ -22,9 +22,11 @@ from twisted.python.components import Componentized
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from twistedkv.certs import CertificateFileError, ensure_certificates, issue_certificates
 from twistedkv.config import Config
 from twistedkv.configload import load_config
 from twistedkv.datadir import DataDirectory, DataDirectoryError
+from twistedkv.founding import BootstrapError
 from twistedkv.launch import Launch
 from twistedkv.logs import Log, log_of_twistd
 from twistedkv.service import MemberService, OnFailure, client_lines, with_own_certificates
@@ -114,6 +116,12 @@ class MemberServiceTests(SynchronousTestCase):
         self.assertEqual(self.launch.said, [("failed", "ZeroDivisionError: no way; the log has the traceback")])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
+    def test_refused_bootstrap(self) -> None:
+        """A member that cannot become one of its cluster says why, without a traceback."""
+        self.start().starting.errback(BootstrapError("member 1 has already been bootstrapped"))
+        self.assertEqual(self.launch.said, [("failed", "member 1 has already been bootstrapped")])
+        self.assertEqual(self.flushLoggedErrors(), [])
+
     def test_directory_in_use(self) -> None:
         """A second member on a directory is refused, and the first goes on."""
         self.start().starting.callback(None)
@@ -187,6 +195,58 @@ class ClientLinesTests(SynchronousTestCase):
         certificate = Path(with_own_certificates(config).cert_file).read_bytes()
         names = load_pem_x509_certificate(certificate).extensions.get_extension_for_class(SubjectAlternativeName)
         self.assertIn(ip_address("127.0.0.9"), names.value.get_values_for_type(IPAddress))
+
+
+class SeveralMembersTests(SynchronousTestCase):
+    """Certificates of a member that is one of several."""
+
+    def setUp(self) -> None:
+        self.root = Path(self.mktemp())
+
+    def load(self, **options: str) -> Config:
+        flags = {
+            "data-dir": str(self.root / "data"),
+            "initial-cluster": "default=https://127.0.0.1:2380,b=https://10.0.0.2:2380",
+        }
+        return load_config(flags | {name.replace("_", "-"): text for name, text in options.items()}, {})
+
+    def test_no_authority_of_its_own(self) -> None:
+        """A member does not make an authority that the others know nothing of, and says what to do."""
+        text = str(self.assertRaises(CertificateFileError, with_own_certificates, self.load()))
+        self.assertIn(f"expected in {(self.root / 'data' / 'pki').absolute()} what `twistedkvctl certs` makes", text)
+        self.assertIn("--peer-cert-file, --peer-key-file and --peer-trusted-ca-file", text)
+        self.assertFalse((self.root / "data" / "pki").exists())
+
+    def test_authority_that_was_put_there(self) -> None:
+        """With one authority put into each member's directory, the member makes its own certificates by it."""
+        made = ensure_certificates(self.root / "ca")
+        pki = self.root / "data" / "pki"
+        pki.mkdir(parents=True)
+        for file in (made.ca.certificate, made.ca.key):
+            (pki / file.name).write_bytes(file.read_bytes())
+        config = with_own_certificates(self.load())
+        peer = load_pem_x509_certificate(Path(config.peer_cert_file).read_bytes())
+        peer.verify_directly_issued_by(load_pem_x509_certificate(made.ca.certificate.read_bytes()))
+
+    def test_certificates_that_were_put_there(self) -> None:
+        """Where only the authority's certificate is, what is beside it is used and nothing is made."""
+        pki = self.root / "data" / "pki"
+        issue_certificates(pki, self.root / "ca", ("10.0.0.1",))
+        before = {path.name: path.read_bytes() for path in pki.iterdir()}
+        own = {"initial_advertise_peer_urls": "https://10.0.0.1:2380", "listen_peer_urls": "https://0.0.0.0:2380"}
+        config = with_own_certificates(self.load(**own))
+        self.assertEqual({path.name: path.read_bytes() for path in pki.iterdir()}, before)
+        self.assertEqual(Path(config.peer_trusted_ca_file), pki.absolute() / "ca.crt")
+        elsewhere = self.load(initial_advertise_peer_urls="https://10.0.0.9:2380")
+        text = str(self.assertRaises(CertificateFileError, with_own_certificates, elsewhere))
+        self.assertIn("it lacks 10.0.0.9", text)
+
+    def test_certificates_by_option(self) -> None:
+        """With certificates for peers given, those for clients are still the member's own affair."""
+        given = {f"peer_{name}": name for name in ("cert_file", "key_file", "trusted_ca_file")}
+        config = with_own_certificates(self.load(**given))
+        self.assertTrue(Path(config.cert_file).is_file())
+        self.assertEqual(config.peer_cert_file, "cert_file")
 
 
 @implementer(IReactorFromThreads)

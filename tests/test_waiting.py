@@ -27,10 +27,20 @@ class WaitingRoomTests(SynchronousTestCase):
         for number, waiter in enumerate(waiters):
             room.add(number, waiter, float(number))
         self.assertEqual(room.expired(6.9), [])
-        self.assertEqual(room.expired(8.0), waiters[:2])
+        self.assertEqual(room.expired(8.0), list(enumerate(waiters[:2])))
         self.assertEqual(room.expired(8.0), [])
         self.assertEqual(room.empty(), waiters[2:])
         self.assertEqual(len(room), 0)
+
+    def test_those_of_a_former_leader_are_let_go_together(self) -> None:
+        """All requests up to an id are taken, later ones stay."""
+        room = WaitingRoom(7.0)
+        waiters = [Outcome() for _ in range(4)]
+        for number, waiter in enumerate(waiters, 10):
+            room.add(number, waiter, 0.0)
+        self.assertEqual(room.up_to(11), waiters[:2])
+        self.assertEqual(room.up_to(11), [])
+        self.assertEqual(room.empty(), waiters[2:])
 
     def test_outcomes(self) -> None:
         """Something inside the member gets a Deferred of the answer or of the error."""

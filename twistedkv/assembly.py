@@ -6,32 +6,42 @@ Wiring only; what each part does is told in its own module.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from random import Random
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, Final, Protocol
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from twistedkv.apply import CLUSTER_VERSION as CLUSTER_VERSION_KEY
-from twistedkv.apply import DOWNGRADE as DOWNGRADE_KEY
-from twistedkv.apply import META_APPLIED_INDEX, META_APPLIED_TERM, Alarms, Applier
+from twistedkv.apply import Applier
+from twistedkv.bootstrap import create_log, force_alone, found
+from twistedkv.clusterversion import ClusterVersion
 from twistedkv.config import EXTENSIVE, Config
-from twistedkv.downgrade import Downgrade
-from twistedkv.lease import Lessor, load_leases, min_ttl_s
-from twistedkv.members import MemberInfo, Membership, bootstrap_changes, cluster_id, member_id
+from twistedkv.corruption import HASHKV_PATH, CorruptionCheck, HashSite
+from twistedkv.handover import hand_over
+from twistedkv.identity import META_CLUSTER, META_MEMBER
+from twistedkv.installation import finish_installation
+from twistedkv.leaseprimary import PrimaryLessor
+from twistedkv.leasesite import LeaseSite
 from twistedkv.memberview import MemberFacts, show
 from twistedkv.metrics import Metrics
 from twistedkv.optiontypes import Url
 from twistedkv.pb.etcdserver_pb2 import Metadata
+from twistedkv.peercerts import allowed_peers
+from twistedkv.peermetrics import PeerMetrics
+from twistedkv.peersite import PeerSite
 from twistedkv.protocols.endpoints import Endpoints, MonitoringEndpoints
+from twistedkv.protocols.gate import Gate
 from twistedkv.protocols.gateway import Gateway
 from twistedkv.protocols.grpc import GrpcServerConnection
 from twistedkv.protocols.http1 import HTTPFront
 from twistedkv.protocols.keepalive import Keepalive
 from twistedkv.protocols.limits import Limits
+from twistedkv.protocols.peer import Peers
+from twistedkv.protocols.receiver import Receiver
 from twistedkv.protocols.rpc import MethodTable, Peer
 from twistedkv.protocols.server import ClientPort
 from twistedkv.protocols.services.cluster import ClusterService
@@ -45,54 +55,34 @@ from twistedkv.protocols.services.maintenance import MaintenanceService
 from twistedkv.protocols.services.pending import pending_methods
 from twistedkv.protocols.services.reflection import ReflectionService
 from twistedkv.protocols.services.watch import WatchService
-from twistedkv.protocols.tls import ServerContext, TLSConfig
+from twistedkv.protocols.tls import ClientContext, ServerContext, TLSConfig
 from twistedkv.protocols.turn import Turn
+from twistedkv.publication import Publication
 from twistedkv.raft.config import Config as RaftConfig
 from twistedkv.raft.log import RaftLog
-from twistedkv.raft.messages import Entry, EntryType, HardState
+from twistedkv.raft.messages import HardState
 from twistedkv.raft.node import RaftNode
+from twistedkv.reconfiguration import Reconfiguration
+from twistedkv.restore import Loaded, load_state
 from twistedkv.server import SERVER_VERSION, Member
 from twistedkv.storage.backend import Backend, BackendError, Bucket
-from twistedkv.storage.mvcc import META_COMPACTION_DONE, Store, load
 from twistedkv.storage.registry import open_backend, without_password
 from twistedkv.storage.wal import WAL, Disk, Recovered, UnsafeDisk
 from twistedkv.storage.worker import StorageWorker
 
-META_MEMBER = b"member_id"  # hex; whose database this is
-META_CLUSTER = b"cluster_id"
+HAND_OVER_TIMEOUTS: Final = 1.0  # election timeouts that a graceful stop gives another member to take over
+_MOST_UNCOMMITTED_BYTES: Final = 64 << 20  # of proposals in a leader's log; more wait until a majority has these
+_MOST_INFLIGHT_BYTES: Final = 32 << 20  # on their way to one follower
 
 _log = Logger()
 
 
-class _Loaded(NamedTuple):
-    """What the database holds."""
+class Duty(Protocol):
+    """Something that a member does now and then by itself."""
 
-    store: Store
-    lessor: Lessor
-    meta: dict[bytes, bytes]
-    alarms: Alarms
-    membership: Membership
-    cluster_version: str
-    downgrade: Downgrade
+    def start(self) -> None: ...
 
-
-def _load(backend: Backend, config: Config) -> _Loaded:
-    """Read the whole state. Blocks: run it on the storage thread."""
-    backend.open()
-    store = load(backend, config.value_cache_bytes)
-    shortest_s = min_ttl_s(config.election_timeout_ms // config.heartbeat_interval_ms, config.heartbeat_interval_ms)
-    lessor = Lessor(shortest_s, load_leases(backend.records(Bucket.LEASES)))
-    lessor.reattach(store.index.entries.items())
-    cluster = backend.records(Bucket.CLUSTER)
-    return _Loaded(
-        store,
-        lessor,
-        backend.records(Bucket.META),
-        Alarms(backend.records(Bucket.ALARMS)),
-        Membership.from_records(backend.records(Bucket.MEMBERS), backend.records(Bucket.MEMBERS_REMOVED)),
-        cluster.get(CLUSTER_VERSION_KEY, b"").decode(),
-        Downgrade.from_json(cluster.get(DOWNGRADE_KEY, b"{}")),
-    )
+    def stop(self) -> None: ...
 
 
 class AssembledMember:
@@ -116,6 +106,10 @@ class AssembledMember:
         self._wal: WAL | None = None
         self._member: Member | None = None
         self._ports: list[ClientPort] = []
+        self._peers: Peers | None = None
+        self._gate: Gate | None = None
+        self._duties: list[Duty] = []  # what the member does for the cluster now and then
+        self._publishing: Deferred[None] | None = None
 
     async def start(self) -> None:
         """See :class:`twistedkv.service.StartableMember`."""
@@ -132,7 +126,7 @@ class AssembledMember:
         self._wal_worker.start()
         gc.disable()  # it would go through all of the keys again and again while they are loaded
         try:
-            loaded = await self._worker.run(_load, backend, config)
+            loaded = await self._worker.run(_open_and_load, backend, config)
             gc.freeze()  # what was loaded stays for good
         finally:
             gc.enable()
@@ -140,28 +134,64 @@ class AssembledMember:
         if config.unsafe_no_fsync:
             _log.warn("--unsafe-no-fsync: a power cut will lose acknowledged writes and may damage the log")
             disk = UnsafeDisk()
-        wal, recovered = await self._wal_worker.run(self._open_wal, loaded, disk)
+        server_tls, client_tls = _peer_contexts(config, reactor)
+        allows = allowed_peers(config)
+        remotes: Mapping[int, tuple[str, ...]] = {}
+        directory = config.data_dir / "wal"
+        if not await self._wal_worker.run(WAL.exists, directory):
+            self._refuse_lost_log(loaded, directory)
+            founding = await found(config, reactor, client_tls, SERVER_VERSION, allows=allows)
+            remotes = founding.remotes
+            await self._wal_worker.run(create_log, directory, founding, disk)
+        wal, recovered = await self._wal_worker.run(self._open_wal, directory, loaded, disk)
         self._wal = wal
         me, cluster = _identity(recovered.metadata)
         _check_same_member(loaded, recovered, me, cluster, without_password(config.storage))
+        if config.force_new_cluster:
+            urls = tuple(map(str, config.initial_advertise_peer_urls))
+            recovered = await self._wal_worker.run(
+                force_alone, wal, recovered, loaded.membership, loaded.described.index, me, urls
+            )
+        state = loaded.described
         loaded.store.record(Bucket.META, META_MEMBER, b"%x" % me)
         loaded.store.record(Bucket.META, META_CLUSTER, b"%x" % cluster)
-        applied = int(loaded.meta.get(META_APPLIED_INDEX, b"0"))
-        applied_term = int(loaded.meta.get(META_APPLIED_TERM, b"0"))
         applier = Applier(
             loaded.store, loaded.lessor, loaded.alarms, loaded.membership, loaded.cluster_version, loaded.downgrade
         )
+        election_ticks = config.election_timeout_ms // config.heartbeat_interval_ms
         node = RaftNode(
             RaftConfig(
                 id=me,
                 random=Random(me ^ int(reactor.seconds() * 1000)),
-                election_ticks=config.election_timeout_ms // config.heartbeat_interval_ms,
+                election_ticks=election_ticks,
+                pre_vote=config.pre_vote,
+                max_uncommitted_bytes=_MOST_UNCOMMITTED_BYTES,
+                max_inflight_bytes=_MOST_INFLIGHT_BYTES,
             ),
             RaftLog(recovered.entries, recovered.snapshot.index, recovered.snapshot.term),
-            hard_state_at(recovered.hard_state, applied),
-            loaded.membership.conf_state() if applied else recovered.snapshot.conf_state,
-            applied,
+            hard_state_at(recovered.hard_state, state.index),
+            state.conf_state if state.index else recovered.snapshot.conf_state,
+            state.index,
         )
+
+        def connect(receiver: Receiver) -> Peers:
+            own_urls = [str(url) for url in config.initial_advertise_peer_urls]
+            statistics = PeerMetrics(me, monotonic)
+            self._metrics.include(statistics)
+            self._peers = Peers(
+                reactor,
+                me,
+                cluster,
+                SERVER_VERSION,
+                own_urls,
+                server_tls,
+                client_tls,
+                receiver,
+                statistics,
+                allows=allows,
+            )
+            return self._peers
+
         self._member = member = Member(
             config,
             reactor,
@@ -172,49 +202,60 @@ class AssembledMember:
             backend,
             self._worker,
             applier,
-            (applied, applied_term),
+            (state.index, state.term),
             me,
             cluster,
-            int(loaded.meta.get(META_COMPACTION_DONE, b"-1")),
+            loaded.compaction_done,
             self._metrics,
             self._on_failure,
             monotonic,
+            connect=connect,
         )
+        reconfiguration = Reconfiguration(member, reactor.seconds)
+        primary = PrimaryLessor(member)
+        leases = LeaseSite(primary, reactor)
+        site = PeerSite(member, reconfiguration)
+        site.add("/leases", "POST", leases.renew)
+        site.add("/leases/internal", "POST", leases.time_to_live)
+        site.add(HASHKV_PATH, "GET", HashSite(member, cluster).hash)
+        if self._peers is not None:
+            self._peers.extra = site.answer
+            for remote, urls in remotes.items():
+                self._peers.set_peer(remote, urls)
+            self._peers.listen([str(url) for url in config.listen_peer_urls])
         member.start()
-        ready: Deferred[None] = Deferred()
-        member.when_readable(lambda: ready.callback(None), ready.errback)
-        await ready  # all of the log is applied: nobody sees a state that is older than what was acknowledged
-        self._listen(member)
+        check = CorruptionCheck(member, config.corrupt_check_time_s)
+        for duty in (ClusterVersion(member, SERVER_VERSION), check):
+            self._duties.append(duty)
+            duty.start()
+        await self._become_ready(member)
+        if config.initial_corrupt_check:
+            await check.check_initially()
+        self._listen(member, reconfiguration)
         _log.info("ready to serve client requests")
 
-    def _open_wal(self, loaded: _Loaded, disk: Disk) -> tuple[WAL, Recovered]:
-        """The log, or a new one that begins with the changes that found the cluster. Blocks."""
-        directory = self._config.data_dir / "wal"
-        if not WAL.exists(directory):
-            if int(loaded.meta.get(META_APPLIED_INDEX, b"0")):
-                storage = without_password(self._config.storage)
-                raise BackendError(f"{storage} holds data, but its write-ahead log {directory} is missing")
-            self._create_wal(directory, disk)
-        return WAL.open(directory, disk=disk)
+    async def _become_ready(self, member: Member) -> None:
+        """Return once the member has all of the log and the others know it: nobody sees a state that is old."""
+        self._publishing = Publication(member).begin()
+        try:
+            await self._publishing
+        finally:
+            self._publishing = None
 
-    def _create_wal(self, directory: Path, disk: Disk) -> None:
-        config = self._config
-        token = config.initial_cluster_token
-        members = [
-            MemberInfo(member_id(map(str, urls), token), tuple(map(str, urls)), name)
-            for name, urls in config.initial_cluster.items()
-        ]
-        me = next(each.id for each in members if each.name == config.name)
-        metadata = Metadata(NodeID=me, ClusterID=cluster_id(each.id for each in members))
-        entries = [
-            Entry(1, index, change, EntryType.CONF_CHANGE)
-            for index, change in enumerate(bootstrap_changes(members), start=1)
-        ]
-        wal = WAL.create(directory, metadata.SerializeToString(), disk=disk)
-        wal.append(HardState(term=1, vote=0, commit=len(entries)), entries)
-        wal.close()
+    def _refuse_lost_log(self, loaded: Loaded, directory: Path) -> None:
+        if loaded.described.index:
+            storage = without_password(self._config.storage)
+            raise BackendError(f"{storage} holds data, but its write-ahead log {directory} is missing")
 
-    def _listen(self, member: Member) -> None:
+    def _open_wal(self, directory: Path, loaded: Loaded, disk: Disk) -> tuple[WAL, Recovered]:
+        """The log, behind a snapshot that a crash kept from being noted in it. Blocks."""
+        wal, recovered = WAL.open(directory, disk=disk)
+        if finish_installation(wal, recovered, loaded.installed, loaded.described):
+            wal.close()
+            wal, recovered = WAL.open(directory, disk=disk)
+        return wal, recovered
+
+    def _listen(self, member: Member, reconfiguration: Reconfiguration) -> None:
         config = self._config
         keys_and_leases = [
             *KVService(member, member.applier.executor, config.max_txn_ops).methods(),
@@ -225,7 +266,7 @@ class AssembledMember:
             *keys_and_leases,
             *LockService(inside).methods(),
             *ElectionService(inside, member).methods(),
-            *ClusterService(member).methods(),
+            *ClusterService(member, reconfiguration).methods(),
             *MaintenanceService(member, SERVER_VERSION).methods(),
             *HealthService().methods(),
             *WatchService(member).methods(),
@@ -233,9 +274,12 @@ class AssembledMember:
         ]
         reflection = ReflectionService(method.path.split("/")[1] for method in methods)
         table = MethodTable([*methods, *reflection.methods()])
+        election_s = config.election_timeout_ms / 1000
+        self._gate = Gate(table, member, self._reactor.callLater, election_s, _log_failure)
+        self._gate.start()
         metrics = self._metrics
         metrics.count_calls_of(table.by_path.values())
-        show(member, metrics)
+        show(member, reconfiguration, metrics)
         limits = Limits(concurrent_streams=min(config.max_concurrent_streams, 2**31 - 1))
         # Over TLS etcd has Go's HTTP server carry gRPC (embed/serve.go), which minds no pings, so only plaintext is
         # policed. It sends no pings there either; we do, since every client answers them, and a dead one should go.
@@ -276,11 +320,22 @@ class AssembledMember:
 
     async def stop(self) -> None:
         """See :class:`twistedkv.service.StartableMember`."""
+        if self._publishing is not None:
+            self._publishing.cancel()
+        if self._member is not None and self._ports:
+            await hand_over(self._member, HAND_OVER_TIMEOUTS * self._config.election_timeout_ms / 1000)
         while self._ports:
             await self._ports.pop(0).stop()
+        if self._gate is not None:
+            self._gate.stop()
+        while self._duties:
+            self._duties.pop().stop()
         if self._member is not None:
             member, self._member = self._member, None
             await member.stop()
+        if self._peers is not None:
+            peers, self._peers = self._peers, None
+            await peers.stop()
         if self._wal is not None:
             wal, self._wal = self._wal, None
             await self._wal_worker.run(wal.close)
@@ -305,7 +360,7 @@ def _identity(metadata: bytes) -> tuple[int, int]:
     return parsed.NodeID, parsed.ClusterID
 
 
-def _check_same_member(loaded: _Loaded, recovered: Recovered, me: int, cluster: int, storage: str) -> None:
+def _check_same_member(loaded: Loaded, recovered: Recovered, me: int, cluster: int, storage: str) -> None:
     """Refuse a database and a log that do not belong together.
 
     Raises:
@@ -314,7 +369,7 @@ def _check_same_member(loaded: _Loaded, recovered: Recovered, me: int, cluster: 
     owner, theirs = loaded.meta.get(META_MEMBER), loaded.meta.get(META_CLUSTER)
     if owner is not None and (owner, theirs) != (b"%x" % me, b"%x" % cluster):
         raise BackendError(f"{storage} belongs to member {owner.decode()} and not to {me:x}, whose log this is")
-    applied = int(loaded.meta.get(META_APPLIED_INDEX, b"0"))
+    applied = loaded.described.index
     if applied < recovered.snapshot.index:
         raise BackendError(
             f"{storage} is too old for its write-ahead log: it is at index {applied}, and the log has only what came "
@@ -327,3 +382,19 @@ def _check_same_member(loaded: _Loaded, recovered: Recovered, me: int, cluster: 
 
 def _log_failure(error: BaseException, path: str) -> None:
     _log.error("{path} failed: {error!r}", path=path, error=error)
+
+
+def _open_and_load(backend: Backend, config: Config) -> Loaded:
+    """Open the database and read the whole state. Blocks: run it on the storage thread."""
+    backend.open()
+    return load_state(backend, config)
+
+
+def _peer_contexts(config: Config, reactor: IReactorTime) -> tuple[ServerContext | None, ClientContext | None]:
+    """TLS between members, both sides with the same certificate; none of it without one."""
+    if not config.peer_cert_file:
+        return None, None
+    files = (config.peer_cert_file, config.peer_key_file, config.peer_trusted_ca_file)
+    tls = TLSConfig(*files, config.peer_client_cert_auth)
+    alpn = ("http/1.1",)
+    return ServerContext(tls, reactor, alpn), ClientContext(tls, reactor, alpn)

@@ -96,6 +96,19 @@ class Sweeper:
             self._held_after = None
             self._next(after)
 
+    def restored(self, done: int) -> None:
+        """The database is another one now, swept up to ``done``; goes on with that one, and holds no more.
+
+        Whoever held by :meth:`hold` to replace it does not call :meth:`release`.
+        """
+        self.done, self._target, self._held_after = done, 0, None
+        self._holders -= 1
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        self._answer_swept()
+        self.sweep()
+
     def stop(self) -> None:
         """Delete nothing more; the next start goes on. Whoever waits is not answered by this."""
         self._stopped = True
@@ -119,7 +132,7 @@ class Sweeper:
         self._read_backend(compact).addCallbacks(self._looked_at, self._failed)
 
     def _looked_at(self, result: tuple[int, int]) -> None:
-        if self._stopped:
+        if self._stopped or not self._target:  # the database was replaced meanwhile
             return
         deleted, last = result
         now_s = self._clock.seconds()
@@ -133,13 +146,16 @@ class Sweeper:
         self.ended_s = now_s
         self._store.record(Bucket.META, META_COMPACTION_DONE, b"%d" % self.done)
         _log.info("compacted up to revision {revision}", revision=self.done)
+        self._answer_swept()
+        self.sweep()
+
+    def _answer_swept(self) -> None:
         waiting, self._waiting = self._waiting, []
         for revision, waiter in waiting:
             if revision <= self.done:
                 waiter.callback(None)
             else:
                 self._waiting.append((revision, waiter))
-        self.sweep()
 
     def _failed(self, failure: Failure) -> None:
         if self._stopped:

@@ -18,7 +18,6 @@ from twistedkv.raft.log import RaftLog
 from twistedkv.raft.messages import SnapshotMeta
 from twistedkv.storage.wal import WAL
 
-CATCH_UP_ENTRIES = 5_000  # kept in memory for followers that are behind; etcd SnapshotCatchUpEntries
 CATCH_UP_BYTES = 16 << 20
 LOG_BYTES = 256 << 20  # of log on disk after which it is cut short, however few entries that are
 
@@ -32,20 +31,45 @@ class LogKeeper:
         log: the log in memory.
         writer: the log on disk.
         snapshot_count: entries after which the log on disk is cut short.
+        catch_up_entries: kept in memory for followers that are behind.
         make_durable: brings the database up to date and syncs it; what was applied before the call is then on disk.
     """
 
     def __init__(
-        self, log: RaftLog, writer: LogWriter, snapshot_count: int, make_durable: Callable[[], Deferred[None]]
+        self,
+        log: RaftLog,
+        writer: LogWriter,
+        snapshot_count: int,
+        catch_up_entries: int,
+        make_durable: Callable[[], Deferred[None]],
     ) -> None:
         self._log = log
         self._writer = writer
         self._snapshot_count = snapshot_count
+        self._catch_up_entries = catch_up_entries
+        self._holders = 0
         self._make_durable = make_durable
         self._snapshot_index = log.compacted  # the log on disk begins after it
         self._snapshot_bytes = 0  # written to the log by then
         self._snapshotting = False
         self._applied_bytes = 0  # of entries since the log in memory was trimmed
+
+    def hold(self) -> None:
+        """Keep the log as long as it is: a snapshot is on its way to a follower, which will ask for what follows it.
+
+        Until as many calls of :meth:`release_hold` came. Source: etcd ``server.go``, triggerSnapshot.
+        """
+        self._holders += 1
+
+    def release_hold(self) -> None:
+        """The snapshot is delivered, or is not."""
+        self._holders -= 1
+
+    def restored(self) -> None:
+        """The log begins anew behind a snapshot that came from the leader, in memory and on disk."""
+        self._snapshot_index = self._log.compacted
+        self._snapshot_bytes = self._writer.bytes_written
+        self._applied_bytes = 0
 
     def applied(self, size_bytes: int) -> None:
         """An entry of so many bytes was applied."""
@@ -58,7 +82,9 @@ class LogKeeper:
             applied: the index of the last entry applied.
             describe: the state as it is now, as a point of the log.
         """
-        if self._applied_bytes > CATCH_UP_BYTES or applied - self._log.compacted > 2 * CATCH_UP_ENTRIES:
+        if not self._holders and (
+            self._applied_bytes > CATCH_UP_BYTES or applied - self._log.compacted > 2 * self._catch_up_entries
+        ):
             self.trim(applied)
         if not self._snapshotting and (
             applied - self._snapshot_index >= self._snapshot_count
@@ -71,7 +97,7 @@ class LogKeeper:
         self._applied_bytes = 0
         log = self._log
         last = min(applied, log.applied)
-        first = max(last - CATCH_UP_ENTRIES, log.compacted)
+        first = max(last - self._catch_up_entries, log.compacted)
         kept = 0
         if last > first:
             for entry in reversed(log.slice(first + 1, last)):

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twistedkv.metrics import Metrics
-from twistedkv.raft.messages import Ready
+from twistedkv.raft.messages import HardState, Ready
 from twistedkv.storage.wal import WAL, DiskFullError
 from twistedkv.storage.worker import StorageWorker
 
@@ -84,6 +84,10 @@ class LogWriter:
             return True
         self._append_behind(ready, durable)
         return False
+
+    def note(self, hard_state: HardState) -> None:
+        """Write a commit index with whatever is written next; it need not be durable. Not while the log is busy."""
+        self._wal.append(hard_state, (), sync=False)
 
     def run(self, job: Callable[[WAL], None]) -> Deferred[None]:
         """Run ``job`` on the log's thread when nothing else happens to the log; it may block."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 from twisted.internet.defer import Deferred, maybeDeferred
 
 from twistedkv.errors import StoppedError
 from twistedkv.metrics import Metrics
 from twistedkv.pb.rpc_pb2 import AlarmType, RangeRequest
+from twistedkv.reconfiguration import Reconfiguration
 from twistedkv.server import SERVER_VERSION, Member
 
 _ANY_KEY = RangeRequest(key=b"\0", range_end=b"\0", count_only=True)
@@ -35,8 +38,7 @@ class MemberFacts:
     @property
     def is_learner(self) -> bool:
         """Whether this member has no vote."""
-        me = self._member.membership.members.get(self._member.member_id)
-        return me is not None and me.is_learner
+        return self._member.is_learner
 
     def alarms(self) -> Iterable[str]:
         """The names of the alarms raised by any member."""
@@ -59,7 +61,21 @@ class MemberFacts:
         self._member.store.range(_ANY_KEY)
 
 
-def show(member: Member, metrics: Metrics) -> None:
+class PromotionFailures(Collector):
+    """Learners that were not promoted while this member led, by etcd's words for the reason."""
+
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        """One series a reason."""
+        metric = Metric("etcd_server_learner_promote_failures", "Learners that could not be promoted.", "counter")
+        for reason, count in self._counts.items():
+            metric.add_sample(metric.name, {"Reason": reason}, count)
+        yield metric
+
+
+def show(member: Member, reconfiguration: Reconfiguration, metrics: Metrics) -> None:
     """Have ``metrics`` ask the member for what is not counted."""
     store, counts = member.store, member.applier.executor.counts
     facts = MemberFacts(member)
@@ -67,8 +83,8 @@ def show(member: Member, metrics: Metrics) -> None:
         "etcd_server_has_leader": lambda: float(facts.has_leader),
         "etcd_server_is_leader": lambda: float(member.is_leader),
         "etcd_server_is_learner": lambda: float(facts.is_learner),
-        "etcd_server_learner_promote_successes": lambda: 0,  # there is one member
-        "etcd_server_snapshot_apply_in_progress_total": lambda: 0,
+        "etcd_server_learner_promote_successes": lambda: reconfiguration.promoted,
+        "etcd_server_snapshot_apply_in_progress_total": lambda: float(member.installing),
         "etcd_server_proposals_committed_total": lambda: member.committed,
         "etcd_server_proposals_applied_total": lambda: member.applied,
         "etcd_server_proposals_pending": lambda: member.pending,
@@ -98,6 +114,7 @@ def show(member: Member, metrics: Metrics) -> None:
         "etcd_debugging_server_lease_expired_total": lambda: member.leases.expired,
     }.items():
         metrics.read(name, source)
+    metrics.include(PromotionFailures(reconfiguration.not_promoted))
     metrics.read_fact("etcd_server_id", lambda: f"{member.member_id:x}")
     metrics.read_fact("etcd_server_version", lambda: SERVER_VERSION)
     metrics.read_fact("etcd_cluster_version", lambda: facts.cluster_version.rpartition(".")[0])

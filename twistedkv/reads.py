@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from twistedkv.errors import KVError, LeaderChangedError, RequestTimeoutError
+from twistedkv.errors import KVError, RequestTimeoutError
 
 RETRY_S = 0.5  # the question may be lost on its way; etcd readIndexRetryTime
 
@@ -40,6 +40,8 @@ class ReadGate:
         self._round: list[Reader] = []  # the round under way is for these
         self._context = b""
         self._sent_s = 0.0
+        self.asked_again = 0  # rounds whose answer took too long
+        self.lost = 0  # rounds that a change of leader ended
         self._confirmed: deque[tuple[int, list[Reader]]] = deque()  # index to be applied, ascending
 
     @property
@@ -56,6 +58,7 @@ class ReadGate:
         if self._round:
             if now_s - self._sent_s < RETRY_S:
                 return None
+            self.asked_again += 1
         elif self._asked:
             self._round, self._asked = self._asked, []
             self._context = self._new_id().to_bytes(8, "big")
@@ -89,10 +92,13 @@ class ReadGate:
             reader.ready()
 
     def leader_changed(self) -> None:
-        """Nobody will answer the round under way; who waits for it is told so, and may ask again."""
-        readers, self._round = self._round, []
-        for reader in readers:
-            reader.fail(LeaderChangedError())
+        """The round under way may have been lost with the former leader: it is asked anew.
+
+        etcd fails its reads instead; asking again keeps all that was promised, since a later round confirms more.
+        """
+        if self._round:
+            self.lost += 1
+            self.not_asked()
 
     def expire(self, now_s: float) -> None:
         """Tell those whose time is up. Deadlines are in the order in which readers came."""

@@ -1,9 +1,10 @@
 """The member: the one place where clock, disk, Raft and the replicated state meet.
 
-The life of a write: :meth:`Member.propose` collects the requests of a reactor turn; :meth:`Member._drive` gives them to
-the Raft node as one batch, has the batch written to the WAL, and applies what is committed; each waiting call gets its
-answer; the changes go to the database behind everybody's back. While the disk works, further proposals pile up and
-become the next batch: group commit without a timer.
+The life of a write: :meth:`Member.propose` collects the requests of a reactor turn (:mod:`twistedkv.proposals`); the
+drive loop (:mod:`twistedkv.driving`) gives them to the Raft node as one batch, has the batch sent and written to the
+WAL; what is committed is applied (:mod:`twistedkv.applying`); each waiting call gets its answer; the changes go to the
+database behind everybody's back (:mod:`twistedkv.statekeeper`). All of these are put together here, and the services
+see only this object.
 
 Everything here runs on the reactor's thread, which owns the Raft node and the replicated state. Two more threads do
 what blocks: one the WAL, one the database.
@@ -11,47 +12,49 @@ what blocks: one the WAL, one the database.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twistedkv.apply import Alarms, Applier
+from twistedkv.applying import Applying
+from twistedkv.applywait import ApplyWait
 from twistedkv.compaction import Sweeper, auto_compaction
 from twistedkv.config import Config
-from twistedkv.errors import (
-    InvariantError,
-    KVError,
-    NoLeaderError,
-    NoSpaceError,
-    RequestTimeoutError,
-    RequestTooLargeError,
-    StoppedError,
-    TooManyRequestsError,
-)
+from twistedkv.driving import Driving
+from twistedkv.errors import KVError, NoSpaceError, RemovedError, StoppedError, TooManyRequestsError
 from twistedkv.history import Replay, Replayed
-from twistedkv.identity import RequestIds
+from twistedkv.identity import META_CLUSTER, META_MEMBER, RequestIds
+from twistedkv.incoming import IncomingSnapshots
+from twistedkv.installation import Installation
 from twistedkv.lease import Lessor
 from twistedkv.leaseclock import LeaseClock
 from twistedkv.logkeeper import LogKeeper
 from twistedkv.logwriter import LogWriter
 from twistedkv.members import Membership
 from twistedkv.metrics import Metrics
-from twistedkv.pb.membership_pb2 import Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest
+from twistedkv.outgoing import OutgoingSnapshots
 from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
-from twistedkv.pb.raft_pb2 import ConfChange
+from twistedkv.pb.raft_pb2 import ConfChange, ConfChangeRemoveNode
 from twistedkv.pb.rpc_pb2 import NOSPACE, AlarmRequest, CompactionRequest
+from twistedkv.peering import Transport
+from twistedkv.proposals import Proposals
+from twistedkv.protocols.receiver import Receiver
 from twistedkv.protocols.turn import Turn
 from twistedkv.quota import Quota
-from twistedkv.raft.messages import Entry, EntryType, ProposalDropped, Ready, Role, SnapshotMeta, SoftState
+from twistedkv.raft.messages import Message, Role, Snapshot, SnapshotMeta, SoftState
 from twistedkv.raft.node import RaftNode
+from twistedkv.raft.progress import Progress
 from twistedkv.reads import ReadGate
+from twistedkv.replication import Replication
+from twistedkv.restore import Loaded, examine_snapshot, load_state
 from twistedkv.statekeeper import StateKeeper
 from twistedkv.storage.backend import Backend, BackendError, Size
 from twistedkv.storage.mvcc import Loan, Need
@@ -60,18 +63,16 @@ from twistedkv.storage.worker import StorageWorker
 from twistedkv.waiting import Outcome, Sweeping, Waiter, WaitingRoom
 from twistedkv.watch import WatchHub
 from twistedkv.watchevents import ResponseEncoder
-from twistedkv.wire import HeaderEncoder, prefixed, varint
+from twistedkv.wire import HeaderEncoder
 
 SERVER_VERSION = "3.5.1"  # the etcd whose behaviour this is
-CLUSTER_VERSION = "3.5.0"
-
 _REQUEST_TIMEOUT_S = 5.0  # etcd server/config/config.go, ReqTimeout: plus two election timeouts
 _MOST_UNAPPLIED_ENTRIES = 5_000  # etcd server/etcdserver/v3_server.go, maxGapBetweenApplyAndCommitIndex
+_REMOVED_DELAY_S = 1.0  # others shall hear of our removal; etcd server.go, stopWithDelay
+_PEERS_WAIT_S = 5.0  # for connections of peers after the start; etcd rafthttp/peer.go, ConnReadTimeout
+_PEERS_LOOK_S = 0.05  # between two looks; etcd server.go, adjustTicks
 _SLOW_APPLY_S = 0.1  # etcd server/etcdserver/apply.go, warnApplyDuration; of an entry there, of a batch here
-_MOST_WAITING_BYTES = 64 << 20  # proposals that may wait for the disk before new ones are refused
 FRAME_BYTES = 512 << 10  # more than a request may a message have; etcd embed/etcd.go, grpcOverheadBytes
-
-_HEADER_TAG = varint(100 << 3 | 2)  # InternalRaftRequest.header
 
 _log = Logger()
 
@@ -95,6 +96,7 @@ class Member:
         metrics: what is counted.
         on_failure: called once when the member cannot go on; it has stopped serving by then.
         monotonic_s: the time that leases are counted by; the reactor's if none is given.
+        connect: gives what reaches the other members, which calls the receiver when something comes.
     """
 
     def __init__(
@@ -115,6 +117,8 @@ class Member:
         metrics: Metrics,
         on_failure: Callable[[BaseException], None],
         monotonic_s: Callable[[], float] | None = None,
+        *,
+        connect: Callable[[Receiver], Transport],
     ) -> None:
         self.config = config
         self.reactor = reactor
@@ -124,16 +128,29 @@ class Member:
         self.applier = applier
         self.store = applier.store
         self.metrics = metrics
-        self.applied, self.applied_term = applied
+        self.timeout_s = _REQUEST_TIMEOUT_S + 2 * config.election_timeout_ms / 1000
+        self.leader_changes: list[Callable[[], None]] = []  # called after each change of leader, role or members
         self._turn = turn
         self._node = node
-        self._writer = LogWriter(wal, wal_worker, reactor, metrics, self._schedule_drive, self._halt)
+        self._on_failure = on_failure
+        self._ids = RequestIds(member_id, int(reactor.seconds() * 1000))
+        self._waiting = WaitingRoom(self.timeout_s)
+        self._applying = Applying(
+            applier, *applied, self._waiting, self.header, turn, reactor, listener=self, halt=self._halt
+        )
+        self._writer = LogWriter(wal, wal_worker, reactor, metrics, self.stirred, self._halt)
         self._state = StateKeeper(
             applier.store, backend, worker, lambda: (self.applied, self.applied_term), reactor, metrics, self._halt
         )
-        self._keeper = LogKeeper(node.log, self._writer, config.snapshot_count, self._state.make_durable)
-        self._on_failure = on_failure
+        self._keeper = LogKeeper(
+            node.log,
+            self._writer,
+            config.snapshot_count,
+            config.snapshot_catchup_entries,
+            self._state.make_durable,
+        )
         self.sweeper = Sweeper(self.store, self.read_backend, reactor, compaction_done, metrics)
+        self._applying.connect(self._state, self.sweeper)
         self._auto_compaction = auto_compaction(self, config, reactor)
         self.leases = LeaseClock(
             applier.lessor,
@@ -153,17 +170,60 @@ class Member:
             reactor.callLater,
             Random(member_id ^ int(reactor.seconds() * 1000)),
         )
-        self._ids = RequestIds(member_id, int(reactor.seconds() * 1000))
-        self._timeout_s = _REQUEST_TIMEOUT_S + 2 * config.election_timeout_ms / 1000
-        self._waiting = WaitingRoom(self._timeout_s)
-        self._proposals: list[bytes] = []
-        self._waiting_bytes = 0  # of proposals that the disk does not have yet
-        self._drive_call: IDelayedCall | None = None
-        self._to_apply: deque[Entry] = deque()
-        self._apply_paused = False
-        self._reads = ReadGate(self._timeout_s, self._ids.next)
+        self._replication = Replication(member_id, node, self, applier.membership)
+        self.peers = connect(self._replication)
+        outgoing = OutgoingSnapshots(
+            self,
+            config.data_dir,
+            self._keeper,
+            self.peers,
+            self._replication.wants_snapshot,
+            self._replication.snapshot_failed,
+            self.later,
+        )
+        self._incoming = IncomingSnapshots(config.data_dir, worker, examine_snapshot, self.step)
+        self._replication.connect(self.peers, outgoing, self._incoming)
+        self._installation = Installation(
+            self._incoming,
+            self._applying,
+            self._state,
+            self._writer,
+            self.sweeper,
+            reactor,
+            {META_MEMBER: b"%x" % member_id, META_CLUSTER: b"%x" % cluster_id},
+            partial(load_state, config=config),
+        )
+        node.take_snapshot = self._snapshot_to_come
+        self._proposals = Proposals(
+            node,
+            self._waiting,
+            self._ids.next,
+            reactor,
+            self.timeout_s,
+            config.election_timeout_ms / 1000,
+            config.max_request_bytes,
+            metrics,
+            self.stirred,
+        )
+        self._reads = ReadGate(self.timeout_s, self._ids.next)
+        self._apply_wait = ApplyWait()
         self._may_read = False  # sole voter, leader, with an entry of its own term applied
+        self._driving = Driving(
+            node,
+            self._writer,
+            self._replication,
+            self._proposals,
+            self._reads,
+            self._applying,
+            self._incoming,
+            self._installation,
+            turn,
+            reactor,
+            listener=self,
+            halt=self._halt,
+        )
         self._stopped = False
+        self._ticked_s = reactor.seconds()
         self._ticker = LoopingCall(self._tick)
         self._ticker.clock = reactor
         self._delayed: set[IDelayedCall] = set()
@@ -178,17 +238,20 @@ class Member:
     # --- life --------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to tick; a sole voter becomes leader at once."""
+        """Begin to tick and to talk to the others; a sole voter becomes leader at once."""
+        self._incoming.start()
+        self._replication.start()
         self._ticker.start(self.config.heartbeat_interval_ms / 1000, now=False).addErrback(self._halt)
         self._campaign_alone()
         self._keeper.trim(self.applied)
         self._quota.start()
-        self._schedule_drive()
+        self.stirred()
         self.sweeper.sweep()
         self.leases.start()
         if self._auto_compaction is not None:
             self._auto_compaction.start()
-        self.when_readable(self._publish, self._cannot_publish)
+        if self.config.initial_election_tick_advance and not self._is_sole_voter:
+            self._hasten_election(self.reactor.seconds() + _PEERS_WAIT_S)
 
     async def stop(self) -> None:
         """Refuse everything further, bring what was applied to the database, and close the log.
@@ -199,9 +262,6 @@ class Member:
             return
         self._stopped = True
         self._stop_working()
-        if self._drive_call is not None:
-            self._drive_call.cancel()
-            self._drive_call = None
         await self._state.stop()
         await self._writer.stop()
 
@@ -209,14 +269,25 @@ class Member:
         """The member can not go on: stop serving, say why, and let the wiring end the process."""
         if self._stopped:
             return
-        _log.failure("the member stops", failure=failure)
+        if failure.check(RemovedError):
+            _log.error("the member stops: {reason}", reason=failure.getErrorMessage())
+        else:
+            _log.failure("the member stops", failure=failure)
         self._stopped = True
         self._stop_working()
         self._state.abandon()
         self._on_failure(failure.value)
 
+    def leave(self) -> None:
+        """The cluster goes on without this member: it stops."""
+        self._halt(Failure(RemovedError()))
+
     def _stop_working(self) -> None:
         self._end_waiting(StoppedError())
+        self._driving.stop()
+        self._applying.stop()
+        self._replication.stop()
+        self._installation.stop()
         self._writer.abandon()
         self._quota.stop()
         self.sweeper.stop()
@@ -236,23 +307,6 @@ class Member:
                 waiter.fail(error)
             self._reads.end(error)
 
-    def _publish(self) -> None:
-        """Tell the cluster our name and client URLs, and decide its version, where that is not done yet."""
-        urls = tuple(str(url) for url in self.config.advertise_client_urls)
-        me = self.membership.members.get(self.member_id)
-        if me is not None and (me.name, me.client_urls) != (self.config.name, urls):
-            attributes = Attributes(name=self.config.name, client_urls=urls)
-            update = ClusterMemberAttrSetRequest(member_ID=self.member_id, member_attributes=attributes)
-            self.propose_request(InternalRaftRequest(cluster_member_attr_set=update)).addErrback(self._cannot_publish)
-        if self.is_leader and not self.applier.cluster_version:
-            version = ClusterVersionSetRequest(ver=CLUSTER_VERSION)
-            self.propose_request(InternalRaftRequest(cluster_version_set=version)).addErrback(self._cannot_publish)
-
-    def _cannot_publish(self, reason: Any) -> None:
-        if not self._stopped:
-            _log.warn("cannot publish this member's attributes: {reason}", reason=reason)
-            self._later(1.0, self.when_readable, self._publish, self._cannot_publish)
-
     # --- facts -------------------------------------------------------------------------------------
 
     @property
@@ -264,6 +318,33 @@ class Member:
     def leader(self) -> int:
         """The id of the leader, 0 if none is known."""
         return self._node.leader
+
+    @property
+    def applied(self) -> int:
+        """The index of the last entry that is in the state."""
+        return self._applying.index
+
+    @property
+    def applied_term(self) -> int:
+        """Its term."""
+        return self._applying.term
+
+    @property
+    def is_learner(self) -> bool:
+        """Whether this member has no vote."""
+        me = self.membership.members.get(self.member_id)
+        return me is not None and me.is_learner
+
+    @property
+    def progress(self) -> Mapping[int, Progress]:
+        """How much of the log each member is known to have, while this one leads; empty otherwise."""
+        return self._node.progress if self.is_leader else {}
+
+    @property
+    def version_json(self) -> bytes:
+        """The versions of server and cluster, as ``/version`` gives them."""
+        cluster = self.applier.cluster_version or "not_decided"
+        return f'{{"etcdserver":"{SERVER_VERSION}","etcdcluster":"{cluster}"}}'.encode()
 
     @property
     def stopped(self) -> bool:
@@ -321,6 +402,11 @@ class Member:
         return len(self._waiting)
 
     @property
+    def installing(self) -> bool:
+        """Whether a snapshot is being put in place of the state."""
+        return self._installation.busy
+
+    @property
     def disk_trouble(self) -> str | None:
         """What is wrong with the disks right now, or None."""
         if self._writer.full:
@@ -338,26 +424,14 @@ class Member:
         if self._stopped:
             waiter.fail(StoppedError())
             return
-        if (
-            self._waiting_bytes > _MOST_WAITING_BYTES
-            or len(self._to_apply) > _MOST_UNAPPLIED_ENTRIES
-            or self._node.commit - self.applied > _MOST_UNAPPLIED_ENTRIES
-        ):
+        if len(self._applying) > _MOST_UNAPPLIED_ENTRIES or self._node.commit - self.applied > _MOST_UNAPPLIED_ENTRIES:
             waiter.fail(TooManyRequestsError())
             return
         if self._writer.full:
             waiter.fail(NoSpaceError())
             return
-        request_id = self._ids.next()
-        data = body + prefixed(_HEADER_TAG, b"\x08" + varint(request_id))
-        if len(data) > self.config.max_request_bytes:
-            waiter.fail(RequestTooLargeError())
-            return
-        self._waiting.add(request_id, waiter, self.reactor.seconds())
-        self._waiting_bytes += len(data)
-        self._proposals.append(data)
-        if self._drive_call is None and not self._writer.busy:
-            self._schedule_drive()
+        self._proposals.add(body, waiter)
+        self._driving.stir()
 
     def propose_request(self, request: InternalRaftRequest) -> Deferred[bytes]:
         """As :meth:`propose`, for requests that are rare: a Deferred of the encoded response."""
@@ -365,6 +439,39 @@ class Member:
         request.ClearField("header")
         self.propose(request.SerializeToString(), outcome)
         return outcome.deferred
+
+    def reconfigure(self, change: ConfChange) -> Deferred[None]:
+        """Send a change of the members through the log; see :meth:`Proposals.change_members`."""
+        if self._stopped:
+            return fail(StoppedError())
+        done = self._proposals.change_members(change)
+        self.stirred()
+        return done
+
+    def transfer_leader(self, target: int) -> None:
+        """Ask the leader to let ``target`` lead; :attr:`leader` shows what comes of it.
+
+        Raises:
+            ProposalDropped: there is no leader.
+        """
+        self._node.transfer_leader(target)
+        self.stirred()
+
+    def when_leader(self, known: Callable[[], None]) -> Callable[[], None]:
+        """Call ``known`` once, as soon as a leader is known; what is returned takes that back."""
+
+        def look() -> None:
+            if self.leader and look in self.leader_changes:
+                cancel()
+                known()
+
+        def cancel() -> None:
+            if look in self.leader_changes:
+                self.leader_changes.remove(look)
+
+        self.leader_changes.append(look)
+        look()
+        return cancel
 
     def new_id(self) -> int:
         """An id that is unique in the cluster, positive and of 63 bits; etcd ``v3_server.go``, LeaseGrant."""
@@ -409,8 +516,14 @@ class Member:
             fail(StoppedError())
         else:
             self._reads.ask(ready, fail, self.reactor.seconds())
-            if self._drive_call is None and not self._writer.busy:
-                self._schedule_drive()
+            self._driving.stir()
+
+    def when_applied(self, index: int, reached: Callable[[], None]) -> None:
+        """Call ``reached`` once the state has applied the log up to ``index``; at once if it has."""
+        if index <= self.applied:
+            reached()
+        else:
+            self._apply_wait.add(index, reached)
 
     def fetch(self, needs: Sequence[Need]) -> Deferred[Loan]:
         """Read from the database what the store does not hold."""
@@ -436,129 +549,117 @@ class Member:
 
         self.read_backend(replay.run).addCallback(replayed).addErrback(refused)
 
+    def _hasten_election(self, until_s: float) -> None:
+        """A member that starts among others need not wait as long for a leader as one that has lost its.
+
+        Once several others are heard of, a leader among them would be, too, within the two ticks that are left.
+        Source: etcd ``server.go``, adjustTicks.
+        """
+        active = sum(self.peers.active_since(each) is not None for each in self.membership.members)
+        if active > 1 and not self.leader:
+            for _ in range(self._node.config.election_ticks - 2):
+                self._node.tick()
+        elif not self.leader and self.reactor.seconds() < until_s:
+            self.later(_PEERS_LOOK_S, self._hasten_election, until_s)
+
     def _campaign_alone(self) -> None:
         """A sole voter needs not wait for an election timeout."""
         if self._node.role is Role.FOLLOWER and not self._node.leader and self._is_sole_voter:
             self._node.campaign()
 
-    # --- the drive loop ----------------------------------------------------------------------------
+    # --- what the drive loop says; see DriveListener -------------------------------------------------
 
-    def _schedule_drive(self) -> None:
-        if self._drive_call is None and not self._stopped:
-            self._drive_call = self.reactor.callLater(0, self._on_turn)
+    def step(self, message: Message) -> None:
+        """Give Raft a message from another member; what follows from it happens at the end of the reactor's turn."""
+        self._driving.step(message)
 
-    def _on_turn(self) -> None:
-        self._drive_call = None
-        if not self._stopped:
-            self._drive()
+    def stirred(self) -> None:
+        """Raft was told something: see what follows from it."""
+        self._driving.stir()
 
-    def _tick(self) -> None:
-        self._node.tick()
-        now = self.reactor.seconds()
-        with self._turn:
-            for waiter in self._waiting.expired(now):
-                self.metrics.proposals_failed += 1
-                waiter.fail(RequestTimeoutError() if self._node.leader else NoLeaderError())
-            self._reads.expire(now)
-        if not self._writer.busy and (self._reads.waiting or self._node.has_ready()):
-            self._schedule_drive()
-
-    def _drive(self) -> None:
-        """Take batches from the Raft node until there is nothing to do, or until the disk has to be waited for."""
-        try:
-            with self._turn:
-                self._drive_once()
-        except Exception as error:
-            self._fail(error)
-
-    def _fail(self, error: BaseException) -> None:
-        self._halt(Failure(error))
-
-    def _drive_once(self) -> None:
-        while not self._writer.busy:
-            if not self._node.has_ready():  # else first what is committed: it need not wait for the next batch's disk
-                if self._reads.waiting and not self._may_read:
-                    self._ask_to_read()
-                if self._proposals:
-                    self._propose_collected()
-                if not self._node.has_ready():
-                    return
-            ready = self._node.ready()
-            if not ready.must_sync or self._writer.append(ready, self._durable):
-                self._handle(ready)
-
-    def _durable(self, ready: Ready) -> None:
-        """What the disk was waited for is on it."""
-        with self._turn:
-            self._handle(ready)
-            self._drive_once()
-
-    def _ask_to_read(self) -> None:
-        context = self._reads.next_question(self.reactor.seconds())
-        if context is not None:
-            try:
-                self._node.read_index(context)
-            except ProposalDropped:
-                self._reads.not_asked()  # nobody leads; the next tick asks again
-
-    def _propose_collected(self) -> None:
-        proposals, self._proposals = self._proposals, []
-        try:
-            self._node.propose(proposals)
-        except ProposalDropped:
-            # Nobody leads. The waiters run into their time-out, as etcd's do.
-            self._waiting_bytes -= sum(map(len, proposals))
-
-    def _handle(self, ready: Ready) -> None:
-        """``ready`` is durable: tell the node, and apply what it says is committed."""
-        for entry in ready.entries:
-            self._waiting_bytes -= len(entry.data)
-        self._waiting_bytes = max(self._waiting_bytes, 0)
-        if ready.soft_state is not None:
-            self._on_soft_state(ready.soft_state)
-        for state in ready.read_states:
-            self._reads.answered(state.context, state.index)
-        self._to_apply.extend(ready.committed)
-        self._node.advance(ready)
-        if not self._apply_paused:
-            self._apply()
-
-    def _on_soft_state(self, state: SoftState) -> None:
-        """Another leader, or another role of ours."""
+    def members_committed(self) -> None:
+        """Others than before may vote from now on."""
         self._may_read = False
-        self._reads.leader_changed()
+
+    def role_changed(self, state: SoftState) -> None:
+        """There is another leader, none any more, or this member has another role."""
+        self._may_read = False
         if self.leases.leading and state.role is not Role.LEADER:
             self.leases.follow()
         self.metrics.leader_changes += state.leader != 0
+        self._tell_of_change()
 
-    # --- applying ----------------------------------------------------------------------------------
+    def _tell_of_change(self) -> None:
+        for tell in list(self.leader_changes):
+            tell()
 
-    def _apply(self) -> None:
-        """Apply what is committed, in order, until all is done or something has to be fetched first."""
-        to_apply = self._to_apply
-        applied_all = True
-        began_s = self.reactor.seconds()
-        while to_apply and applied_all:
-            entry = to_apply[0]
-            applied_all = self._apply_entry(entry)
-            if applied_all:
-                to_apply.popleft()
-                self._keeper.applied(len(entry.data))
-        if self.reactor.seconds() - began_s > _SLOW_APPLY_S:
+    def restored(self, loaded: Loaded) -> None:
+        """A snapshot is in the database: its state becomes this member's."""
+        with self._turn:
+            self.applier.restore(loaded)
+            self.hub.restored()
+            self._keeper.restored()
+            self._tell_of_change()
+
+    def _tick(self) -> None:
+        now_s = self.reactor.seconds()
+        if self.is_leader and now_s - self._ticked_s > 2 * self.config.heartbeat_interval_ms / 1000:
+            self.metrics.heartbeat_failures += len(self._node.progress) - 1  # etcd raft.go, isHeartbeatMsg
+        self._ticked_s = now_s
+        self.metrics.slow_read_indexes, self.metrics.read_indexes_failed = self._reads.asked_again, self._reads.lost
+        with self._turn:
+            self._proposals.expire(self)
+            self._reads.expire(now_s)
+        if self._writer.full:
+            self._let_another_lead()
+        self._driving.tick()
+
+    def _let_another_lead(self) -> None:
+        """The disk of this leader is full: let a member lead that can write."""
+        if not self.is_leader or self._node.transferee:
+            return
+        voters = [each for each in self.membership.voters() if each.id != self.member_id]
+        reachable = [each.id for each in voters if self.peers.active_since(each.id) is not None]
+        if reachable:
+            progress = self._node.progress
+            target = max(reachable, key=lambda each: progress[each].match if each in progress else 0)
+            _log.warn("no room for the log of this leader: asking {target:x} to lead", target=target)
+            self._node.transfer_leader(target)
+
+    # --- what is applied; see ApplyListener --------------------------------------------------------
+
+    def entry_applied(self, size_bytes: int) -> None:
+        """An entry of so many bytes is in the state."""
+        self._keeper.applied(size_bytes)
+
+    def term_began(self, term: int) -> None:
+        """What earlier leaders committed is applied: all leases are known, and requests that were lost are, too."""
+        if self.is_leader and term == self._node.term:
+            self.leases.lead()
+        self._proposals.term_began(term)
+
+    def member_changed(self, change: ConfChange) -> None:
+        """A change of the members is in the state."""
+        if change.type == ConfChangeRemoveNode and change.node_id == self.member_id:
+            self.later(_REMOVED_DELAY_S, self.leave)
+        self._tell_of_change()
+
+    def batch_applied(self, *, all_of_it: bool) -> None:
+        """As much is in the state as can be now: tell watchers and readers."""
+        if self._applying.last_batch_s > _SLOW_APPLY_S:
             self.metrics.slow_applies += 1
         if self.hub.fresh:
             self.hub.dispatch()
-        if not applied_all:
+        if not all_of_it:
             return
         store = self.store
-        self._state.changed()
         if store.index.resident_bytes > store.index.limit_bytes:
             store.index.evict()
-        if self._state.behind:
-            self._pause_apply(self._state.flush())
         self._campaign_alone()
         if not self._may_read and self.is_leader and self._is_sole_voter and self.applied_term == self._node.term:
             self._may_read = True
+        if self._apply_wait:
+            self._apply_wait.applied(self.applied)
         if self._reads.waiting:
             if self.may_read:
                 self._reads.open()
@@ -566,83 +667,22 @@ class Member:
                 self._reads.applied(self.applied)
         self._keeper.look(self.applied, self._describe)
 
-    def _apply_entry(self, entry: Entry, loan: Loan | None = None) -> bool:
-        """Apply one entry and answer who waits for it; False if it has to wait for the database."""
-        request = InternalRaftRequest.FromString(entry.data) if entry.type is EntryType.NORMAL else None
-        applier = self.applier
-        if request is not None and loan is None and (applier.store.index.evicted or request.HasField("txn")):
-            needs = tuple(applier.needs(request))
-            if needs:
-                self._pause_apply(self.fetch(needs).addCallback(self._apply_with_loan, entry))
-                return False
-        # Before anybody hears of it: an answer may lead to a flush, whose batch says for which index it stands.
-        self.applied, self.applied_term = entry.index, entry.term
-        if request is None:
-            self._apply_conf_change(entry)
-            return True
-        if not entry.data:
-            # A new leader's first entry: what earlier ones committed is applied, all leases are known.
-            if self.is_leader and entry.term == self._node.term:
-                self.leases.lead()
-            return True
-        waiting = self._waiting.take(request.header.ID)
-        try:
-            done = applier.apply(request)
-        except KVError as error:
-            if applier.store.changed:
-                raise InvariantError(f"entry {entry.index} failed half-way") from error
-            if waiting is not None:
-                waiting.fail(error)
-        else:
-            if waiting is not None:
-                waiting.reply(self.header.field(done.revision, self._node.term) + done.body)
-            if request.HasField("compaction"):
-                self.sweeper.sweep()
-        return True
-
-    def _apply_with_loan(self, loan: Loan, entry: Entry) -> None:
-        self.store.lend(loan)
-        try:
-            with self._turn:
-                self._apply_entry(entry, loan)
-        finally:
-            self.store.lend(None)
-        self._to_apply.popleft()
-
-    def _pause_apply(self, until: Deferred[Any]) -> None:
-        self._apply_paused = True
-        until.addCallback(self._resume_apply).addErrback(self._halt)
-
-    def _resume_apply(self, _: Any) -> None:
-        self._apply_paused = False
-        if not self._stopped:
-            with self._turn:
-                self._apply()
-            self._schedule_drive()
-
-    def _apply_conf_change(self, entry: Entry) -> None:
-        change = ConfChange.FromString(entry.data)
-        waiting = self._waiting.take(change.id)
-        try:
-            self.applier.apply_conf_change(change)
-        except (KVError, ValueError) as error:
-            # Raft is told of a change that concerns nobody, on every member alike (etcd server.go, applyConfChange).
-            change.node_id = 0
-            self._node.apply_conf_change(change)
-            if waiting is not None:
-                waiting.fail(error)
-        else:
-            self._node.apply_conf_change(change)
-            if waiting is not None:
-                waiting.reply(b"")
-
-    # --- behind the scenes -------------------------------------------------------------------------
+    # --- snapshots -----------------------------------------------------------------------------------
 
     def _describe(self) -> SnapshotMeta:
         """The state as it is now, as a point of the log."""
         return SnapshotMeta(self.applied, self.applied_term, self.applier.membership.conf_state())
 
-    def _later(self, delay_s: float, function: Callable[..., None], *arguments: Any) -> None:
+    def _snapshot_to_come(self) -> Snapshot | None:
+        """What Raft is told of the snapshot that a follower needs; a copy of the state, this one or later, follows."""
+        if self._stopped:
+            return None
+        self._state.record_applied()  # entries that changed nothing are not noted otherwise: the copy would be older
+        return Snapshot(self._describe())
+
+    # --- behind the scenes -------------------------------------------------------------------------
+
+    def later(self, delay_s: float, function: Callable[..., None], *arguments: Any) -> None:
         """Call ``function`` after a while, unless the member stops before."""
 
         def due() -> None:

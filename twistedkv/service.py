@@ -22,10 +22,18 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
-from twistedkv.certs import CertificateFileError, ensure_certificates
+from twistedkv.certs import (
+    CertificateFileError,
+    ensure_certificates,
+    given_certificates,
+    has_authority,
+    keeps_key_elsewhere,
+)
 from twistedkv.config import Config
 from twistedkv.configsources import one_line
 from twistedkv.datadir import DataDirectory, DataDirectoryError
+from twistedkv.errors import InconsistentDataError, RemovedError
+from twistedkv.founding import BootstrapError
 from twistedkv.launch import Launch
 from twistedkv.logs import Log, log_of_twistd
 from twistedkv.protocols.tls import CertificateError
@@ -35,11 +43,14 @@ from twistedkv.storage.wal import WALError
 # What an operator can mend; the text says it all, and a traceback would only hide it.
 _EXPECTED = (
     BackendError,
+    BootstrapError,
     CannotListenError,
     CertificateError,
     CertificateFileError,
     DataDirectoryError,
+    InconsistentDataError,
     OSError,
+    RemovedError,
     WALError,
 )
 
@@ -181,15 +192,27 @@ def make_service(config: Config, reactor: Any, twistd: Mapping[str, Any] | None 
 def with_own_certificates(config: Config) -> Config:
     """``config`` with the files that the member made for itself, on each side for which none were given.
 
+    Where the directory has a CA's certificate without its key, the certificates in it are taken as they are.
+
     Raises:
-        CertificateFileError: those files are damaged.
+        CertificateFileError: those files are damaged, or other members could not verify what would be made.
         OSError: they cannot be written.
     """
     if not config.makes_client_certificates and not config.makes_peer_certificates:
         return config
-    urls = config.listen_client_urls + config.listen_peer_urls + config.listen_metrics_urls
-    urls += config.advertise_client_urls + config.initial_advertise_peer_urls
-    files = ensure_certificates(config.own_certificates_directory.absolute(), sorted({url.host for url in urls}))
+    directory = config.own_certificates_directory.absolute()
+    if config.has_others and config.makes_peer_certificates and not has_authority(directory):
+        raise CertificateFileError(
+            f"other members could not verify a certificate that this one makes for itself: expected in {directory} "
+            "what `twistedkvctl certs` makes for all of them, or --peer-cert-file, --peer-key-file and "
+            "--peer-trusted-ca-file"
+        )
+    advertised = {url.host for url in config.advertise_client_urls + config.initial_advertise_peer_urls}
+    listened = config.listen_client_urls + config.listen_peer_urls + config.listen_metrics_urls
+    if keeps_key_elsewhere(directory):
+        files = given_certificates(directory, sorted(advertised))
+    else:
+        files = ensure_certificates(directory, sorted(advertised | {url.host for url in listened}))
     # A trusted authority alone keeps out clients without a certificate. client-cert-auth would do more: it would make
     # the certificate's name a user's name, and these certificates name nobody.
     if config.makes_client_certificates:
@@ -214,9 +237,9 @@ def client_lines(config: Config) -> str:
     files = config.own_certificates_directory.absolute()
     ca, certificate, key = (shlex.quote(str(files / name)) for name in ("ca.crt", "client.crt", "client.key"))
     url = next(url for url in config.advertise_client_urls + config.listen_client_urls if url.secure)
-    etcdctl = f"{shlex.quote(_etcdctl())} --endpoints={url} --cacert={ca} --cert={certificate} --key={key}"
+    ctl = f"{shlex.quote(etcdctl())} --endpoints={url} --cacert={ca} --cert={certificate} --key={key}"
     curl = f"curl --cacert {ca} --cert {certificate} --key {key}"
-    return f"{etcdctl} put greeting hello\n{etcdctl} get greeting\n{curl} {url}/health"
+    return f"{ctl} put greeting hello\n{ctl} get greeting\n{curl} {url}/health"
 
 
 def _explain(failure: Failure) -> str:
@@ -233,7 +256,7 @@ def _record(what: str, failure: Failure) -> None:
         _log.failure(what, failure=failure, reason=_explain(failure))
 
 
-def _etcdctl() -> str:
+def etcdctl() -> str:
     """The shell's etcdctl, or else the one in the interpreter's environment."""
     beside = Path(sys.executable).parent / "etcdctl"
     if shutil.which("etcdctl") is None and os.access(beside, os.X_OK):

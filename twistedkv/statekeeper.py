@@ -57,6 +57,7 @@ class StateKeeper:
         self._applied = applied
         self._clock = clock
         self._told_rows = self._told_bytes = 0  # how much of the store's batch the write-behind knows of
+        self._replacing = False  # the database is not the store's any more
         self._write_behind = WriteBehind(backend, worker, self._take_batch, clock, halt)
         self._write_behind.on_commit = metrics.backend_commit.observe
 
@@ -83,6 +84,12 @@ class StateKeeper:
             self._write_behind.dirty(rows - self._told_rows, size - self._told_bytes)
             self._told_rows, self._told_bytes = rows, size
 
+    def record_applied(self) -> None:
+        """Have the next :meth:`flush` write the applied index even if nothing else is to be written."""
+        index, term = self._applied()
+        self._store.record(Bucket.META, META_APPLIED_INDEX, b"%d" % index)
+        self._store.record(Bucket.META, META_APPLIED_TERM, b"%d" % term)
+
     def flush(self) -> Deferred[None]:
         """Fires when everything applied so far is in the database."""
         return self._write_behind.flush()
@@ -105,12 +112,26 @@ class StateKeeper:
 
     def make_durable(self) -> Deferred[None]:
         """Bring the database up to what is applied now, and sync it."""
-        self._record_applied()
+        self.record_applied()
         return self._write_behind.read(self._backend.sync)
+
+    def replace(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        """As :meth:`run`, for a function that puts another state into the database.
+
+        From now on nothing of this store is written there, not even by :meth:`stop`, until :meth:`restored`. To be
+        called after a :meth:`flush`; if the function fails, it is to be run again.
+        """
+        self._replacing = True
+        return self.run(function, *arguments)
+
+    def restored(self) -> None:
+        """The database was replaced, and the store with it; nothing is on its way there."""
+        self._replacing = False
+        self._told_rows = self._told_bytes = 0
 
     async def stop(self) -> None:
         """Bring the database up to what is applied, if it takes that in time, and write nothing more."""
-        self._record_applied()
+        self.record_applied()
         try:
             await self._write_behind.flush().addTimeout(STOP_FLUSH_S, self._clock)
         except (BackendError, TimeoutError) as error:
@@ -122,13 +143,9 @@ class StateKeeper:
         self._write_behind.stop()
 
     def _take_batch(self) -> Batch:
+        if self._replacing:
+            return Batch()
         if self._store.batch:
-            self._record_applied()
+            self.record_applied()
         self._told_rows = self._told_bytes = 0
         return self._store.take_batch()
-
-    def _record_applied(self) -> None:
-        """Have the applied index written even if nothing else is."""
-        index, term = self._applied()
-        self._store.record(Bucket.META, META_APPLIED_INDEX, b"%d" % index)
-        self._store.record(Bucket.META, META_APPLIED_TERM, b"%d" % term)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -70,16 +71,26 @@ class WaitingRoom:
         waiting = self._waiters.pop(request_id, None)
         return None if waiting is None else waiting[0]
 
-    def expired(self, now_s: float) -> list[Waiter]:
-        """Those whose time is up; they wait no more."""
-        late: list[Waiter] = []
-        for waiter, deadline_s in self._waiters.values():
+    def expired(self, now_s: float) -> list[tuple[int, Waiter]]:
+        """Those whose time is up, with the ids of their requests; they wait no more."""
+        late: list[tuple[int, Waiter]] = []
+        for request_id, (waiter, deadline_s) in self._waiters.items():
             if deadline_s > now_s:
                 break
-            late.append(waiter)
-        for request_id in list(self._waiters)[: len(late)] if late else ():
+            late.append((request_id, waiter))
+        for request_id, _ in late:
             del self._waiters[request_id]
         return late
+
+    def up_to(self, request_id: int, but: Container[int] = ()) -> list[Waiter]:
+        """Those of requests up to this id, except for ``but``, which wait no more; ids grow with each request."""
+        taken: list[Waiter] = []
+        for each in list(self._waiters):
+            if each > request_id:
+                break
+            if each not in but:
+                taken.append(self._waiters.pop(each)[0])
+        return taken
 
     def empty(self) -> list[Waiter]:
         """Everybody; nobody waits any more."""

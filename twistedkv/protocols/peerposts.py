@@ -15,8 +15,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twistedkv.optiontypes import Url
+from twistedkv.peering import Reply
 from twistedkv.protocols.msgappv2 import MessageEncoder
-from twistedkv.protocols.peerclient import Asker, Dialler, PeerClient, Reply, UrlPicker
+from twistedkv.protocols.peerclient import Asker, Dialler, PeerClient, UrlPicker
 from twistedkv.protocols.peerheads import Identity
 from twistedkv.protocols.peerhttp import LAST_CHUNK, ResponseHead, chunk
 from twistedkv.protocols.receiver import PeerObserver, Receiver
@@ -126,6 +127,7 @@ class SnapshotPost:
     Args:
         message: of type SNAPSHOT.
         chunks: of the database, read one at a time.
+        crc32c: of the whole database.
         done: is called once with whether the peer has it; not after :meth:`stop`.
     """
 
@@ -136,6 +138,7 @@ class SnapshotPost:
         url: Url,
         message: Message,
         chunks: Callable[[], Iterator[bytes]],
+        crc32c: int,
         done: Callable[[SnapshotPost, bool], None],
     ) -> None:
         self._dialler = dialler
@@ -143,6 +146,7 @@ class SnapshotPost:
         self._url = url
         self._message = message
         self._chunks = chunks
+        self._crc32c = crc32c
         self._done: Callable[[SnapshotPost, bool], None] | None = done
         self._client = PeerClient(self)
         self._reading: Iterator[bytes] | None = None
@@ -167,7 +171,7 @@ class SnapshotPost:
 
     def connected(self) -> None:
         self._reading = self._chunks()
-        self._client.write(self._identity.snapshot_request(self._url))
+        self._client.write(self._identity.snapshot_request(self._url, self._crc32c))
         self._client.write(chunk(MessageEncoder().encode(self._message)))
         self._client.transport.registerProducer(self, True)
         self._send()

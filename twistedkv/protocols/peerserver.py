@@ -26,6 +26,7 @@ from twistedkv.protocols.msgappv2 import StreamKind
 from twistedkv.protocols.peerbodies import Drain, Intake, SnapshotBody, WholeBody
 from twistedkv.protocols.peerclient import Allows
 from twistedkv.protocols.peerheads import (
+    CRC_FIELD,
     MEMBERS_PATH,
     PIPELINE_PATH,
     PROBING_PATH,
@@ -33,6 +34,7 @@ from twistedkv.protocols.peerheads import (
     STREAM_PATH,
     VERSION_PATH,
     Identity,
+    parse_crc,
     parse_id,
     sender_urls,
 )
@@ -344,7 +346,8 @@ class PeerConnection(TwistedProtocol):
 
     def _snapshot(self, method: str, fields: Mapping[str, str]) -> None:
         if self._may_post(method, fields):
-            self._intake = SnapshotBody(self, self._site.receiver)
+            crc32c = parse_crc(fields.get(CRC_FIELD.lower()))
+            self._intake = SnapshotBody(self, self._site.receiver, self._site.observer, crc32c)
 
     def _stream(self, method: str, path: str, fields: Mapping[str, str]) -> None:
         site = self._site

@@ -29,8 +29,12 @@ class Receiver(Protocol):
     def received(self, message: Message) -> None:
         """A message for us, by a member of this cluster that was not removed."""
 
-    def snapshot_begin(self, message: Message) -> SnapshotSink:
-        """A snapshot for us begins to arrive; ``message`` goes to Raft when the sink has all of it."""
+    def snapshot_begin(self, message: Message, crc32c: int | None) -> SnapshotSink:
+        """A snapshot for us begins to arrive; ``message`` goes to Raft when the sink has all of it.
+
+        Args:
+            crc32c: of its database; ``None`` if its sender does not say.
+        """
 
     def unreachable(self, member_id: int) -> None:
         """A message to this member was lost. Called from within ``send`` too."""
@@ -72,6 +76,18 @@ class PeerObserver(Protocol):
     def round_trip(self, member_id: int, rtt_s: float, drift_s: float) -> None:
         """How long a question and its answer took, and how far this member's clock is ahead of ours."""
 
+    def snapshot_sending(self, member_id: int) -> None:
+        """A snapshot for this member is on its way."""
+
+    def snapshot_sent(self, member_id: int, ok: bool) -> None:
+        """It is there, or is not."""
+
+    def snapshot_receiving(self, member_id: int) -> None:
+        """A snapshot from this member begins to arrive."""
+
+    def snapshot_received(self, member_id: int, ok: bool) -> None:
+        """It is saved, or is not."""
+
 
 class NoObserver:
     """Keeps none."""
@@ -82,3 +98,7 @@ class NoObserver:
     def receive_failed(self, member_id: int) -> None: ...
     def stream_active(self, member_id: int, kind: StreamKind, active: bool) -> None: ...
     def round_trip(self, member_id: int, rtt_s: float, drift_s: float) -> None: ...
+    def snapshot_sending(self, member_id: int) -> None: ...
+    def snapshot_sent(self, member_id: int, ok: bool) -> None: ...
+    def snapshot_receiving(self, member_id: int) -> None: ...
+    def snapshot_received(self, member_id: int, ok: bool) -> None: ...

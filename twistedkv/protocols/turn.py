@@ -39,6 +39,11 @@ class Turn:
         if not self._depth and not self._scheduled:
             self._schedule()
 
+    def flush(self) -> None:
+        """Flush who is marked by now, because what is done next takes long; others may be marked after it."""
+        if self._marked:
+            self._flush()
+
     def __enter__(self) -> None:
         self._depth += 1
 

@@ -18,6 +18,16 @@ NO_LIMIT = (1 << 63) - 1
 ENTRY_OVERHEAD_BYTES = 12  # of term, index, type and lengths on the wire, more or less
 
 
+def count_within(entries: Sequence[Entry], limit_bytes: int) -> int:
+    """How many of ``entries``, from the first one on, go into one message of ``limit_bytes``: at least one of them."""
+    size = 0
+    for count, entry in enumerate(entries):
+        size += len(entry.data) + ENTRY_OVERHEAD_BYTES
+        if size > limit_bytes and count:
+            return count
+    return len(entries)
+
+
 class RaftLog:
     """The log; the driver gives it what the disk held, and compacts it, and the node does the rest.
 
@@ -62,12 +72,8 @@ class RaftLog:
         entries = self._entries[first - self.compacted - 1 : last - self.compacted]
         if limit_bytes == NO_LIMIT:
             return entries
-        size = 0
-        for count, entry in enumerate(entries):
-            size += len(entry.data) + ENTRY_OVERHEAD_BYTES
-            if size > limit_bytes and count:
-                return entries[:count]
-        return entries
+        count = count_within(entries, limit_bytes)
+        return entries if count == len(entries) else entries[:count]
 
     def to_persist(self) -> Sequence[Entry]:
         """Entries that are not durable yet."""

@@ -276,6 +276,19 @@ class RaftNode:
         messages, self._messages = self._messages, []
         return messages
 
+    def take_unsynced(self) -> tuple[Sequence[Message], Sequence[ReadState]]:
+        """Messages and reads since the last Ready that need not wait for its disk: a slow one holds up neither."""
+        if self._leadership is not None:
+            self._leadership.serve_reads()
+        messages, self._messages = self._messages, []
+        read_states, self._read_states = self._read_states, []
+        return messages, read_states
+
+    @property
+    def change_is_pending(self) -> bool:
+        """Whether this node leads and would make nothing of a change of the members now."""
+        return self._leadership is not None and self._leadership.pending_conf_index > self.log.applied
+
     def advance(self, ready: Ready) -> None:
         """All of ``ready`` is durable, and its committed entries were handed on in order.
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections import deque
 from enum import Enum
 
+from twistedkv.raft.log import NO_LIMIT
+
 
 class ProgressState(Enum):
     """How a leader sends to a member."""
@@ -29,9 +31,11 @@ class Progress:
 
     __slots__ = (
         "inflight",
+        "inflight_bytes",
         "is_paused_by_probe",
         "match",
         "max_inflight",
+        "max_inflight_bytes",
         "next",
         "pending_snapshot",
         "recent_active",
@@ -39,7 +43,7 @@ class Progress:
         "state",
     )
 
-    def __init__(self, next_index: int, max_inflight: int) -> None:
+    def __init__(self, next_index: int, max_inflight: int, max_inflight_bytes: int = NO_LIMIT) -> None:
         self.state = ProgressState.PROBE
         self.match = 0
         self.next = next_index  # match < next
@@ -48,7 +52,10 @@ class Progress:
         self.recent_active = False  # something came from it since the last CheckQuorum
         self.is_paused_by_probe = False  # the one append of a probe is on its way; or, replicating, the window is full
         self.max_inflight = max_inflight
-        self.inflight = deque[int]()  # last index of each append that was not acknowledged; in state REPLICATE only
+        self.max_inflight_bytes = max_inflight_bytes
+        # Last index and bytes of each append that was not acknowledged; in state REPLICATE only.
+        self.inflight = deque[tuple[int, int]]()
+        self.inflight_bytes = 0  # of all of them
 
     def become_probe(self) -> None:
         """Find out again where its log meets ours; what an earlier snapshot brought it is known to be there."""
@@ -76,6 +83,7 @@ class Progress:
         self.is_paused_by_probe = False
         self.pending_snapshot = 0
         self.inflight.clear()
+        self.inflight_bytes = 0
 
     @property
     def is_paused(self) -> bool:
@@ -84,15 +92,20 @@ class Progress:
 
     @property
     def is_window_full(self) -> bool:
-        """Whether as many appends as allowed wait for an answer."""
-        return len(self.inflight) >= self.max_inflight
+        """Whether as many appends as allowed wait for an answer, or as many bytes (etcd raft/tracker/inflights.go)."""
+        return len(self.inflight) >= self.max_inflight or self.inflight_bytes >= self.max_inflight_bytes
 
-    def sent_entries(self, last: int) -> None:
-        """An append that ends at ``last`` is on its way; ``next - 1`` stands for one without entries."""
+    def sent_entries(self, last: int, size_bytes: int = 0) -> None:
+        """An append that ends at ``last`` is on its way; ``next - 1`` stands for one without entries.
+
+        Args:
+            size_bytes: of its payload; it counts only where there is a limit to it.
+        """
         if self.state is ProgressState.REPLICATE:
             if last >= self.next:
                 self.next = last + 1
-                self.inflight.append(last)
+                self.inflight.append((last, size_bytes))
+                self.inflight_bytes += size_bytes
             self.is_paused_by_probe = self.is_window_full
         elif last >= self.next:
             self.is_paused_by_probe = True
@@ -109,8 +122,8 @@ class Progress:
     def free_inflight(self, index: int) -> None:
         """Appends up to ``index`` are acknowledged and leave the window."""
         inflight = self.inflight
-        while inflight and inflight[0] <= index:
-            inflight.popleft()
+        while inflight and inflight[0][0] <= index:
+            self.inflight_bytes -= inflight.popleft()[1]
 
     def maybe_decrease(self, rejected: int, hint: int) -> bool:
         """It refused an append after entry ``rejected``; try after ``hint`` then. False if the answer is stale."""
