@@ -9,13 +9,16 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 TRIAL := $(PY) -m twisted.trial
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check test-only test-install crash million soak bench generate docs clean
+.PHONY: help serve cluster test check test-only test-install crash million soak bench generate docs clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
 serve: .venv/.client ## Start a member on https://127.0.0.1:2379 with its data and certificates in ./data.
 	@$(PY) -c 'from twisted.scripts.twistd import run; run()' --nodaemon --pidfile= twistedkv --data-dir=data
+
+cluster: .venv/.client ## Start three members on this machine, with their data and certificates in ./data-cluster.
+	@$(PY) -m twistedkv.cli cluster
 
 test: check test-only ## Run all checks and all tests.
 
