@@ -1,10 +1,13 @@
 """A deterministic world of nodes for etcd's interaction scenarios: storage in memory, messages in a list, no clock.
 
-It prints what etcd's own harness prints, without the log sentences of its library.
+It prints what etcd's own harness prints, without the log sentences of its library. With ``async-storage-writes`` each
+member has a slow disk, whose work ``process-append-thread`` ends, and a state that is behind what Raft has handed on,
+which ``process-apply-thread`` brings up to it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
 from tests.datadriven import Stanza
@@ -63,9 +66,12 @@ ANSWERS = {MessageType.APPEND_RESPONSE, MessageType.HEARTBEAT_RESPONSE}
 class Member:
     """One node with what a driver keeps for it."""
 
-    def __init__(self, config: Config, snapshot: SnapshotMeta) -> None:
+    def __init__(self, config: Config, snapshot: SnapshotMeta, *, slow: bool) -> None:
         log = RaftLog((), snapshot.index, snapshot.term)
         self.snapshot = snapshot  # of the state as applied
+        self.slow = slow
+        self.working: Ready | None = None  # what a slow disk is busy with
+        self.to_apply: list[Entry] = []  # what a slow state is behind by
         self.node = RaftNode(
             config, log, HardState(), snapshot.conf_state, snapshot.index, take_snapshot=lambda: Snapshot(self.snapshot)
         )
@@ -122,8 +128,9 @@ class World:
                 check_quorum=stanza.one("checkquorum", "false") == "true",
                 step_down_on_removal=stanza.one("step-down-on-removal", "false") == "true",
                 validate_conf_changes=stanza.one("disable-conf-change-validation", "false") != "true",
+                read_only_lease_based=stanza.one("read-only", "safe") == "lease-based",
             )
-            self.members[config.id] = Member(config, snapshot)
+            self.members[config.id] = Member(config, snapshot, slow="async-storage-writes" in stanza.args)
         return ""
 
     def on_process_ready(self, stanza: Stanza) -> str:
@@ -137,12 +144,52 @@ class World:
     def process_ready(self, number: int) -> str:
         member = self.members[number]
         if not member.node.has_ready():
-            return "<empty Ready>"
+            messages, _ = member.node.take_unsynced()
+            self.messages += messages
+            return "\n".join(["Ready MustSync=false:", *describe_sent(messages)]) if messages else "<empty Ready>"
         ready = member.node.ready()
+        if member.slow:
+            member.working = ready
+            self.messages += ready.messages
+            return describe_ready(ready._replace(responses=()))
         member.apply(ready)
         self.messages += [*ready.messages, *ready.responses]
         member.node.advance(ready)
         return describe_ready(ready)
+
+    def on_process_append_thread(self, stanza: Stanza) -> str:
+        return self.process_thread("append", self.end_disk_work, list(map(int, stanza.positional)))
+
+    def on_process_apply_thread(self, stanza: Stanza) -> str:
+        return self.process_thread("apply", self.end_state_work, list(map(int, stanza.positional)))
+
+    def process_thread(self, name: str, work: Callable[[int], str], numbers: list[int]) -> str:
+        done = {number: text for number in numbers if (text := work(number))}
+        return "\n".join(f"> {number:x} processing {name} thread\n{indented(text)}" for number, text in done.items())
+
+    def end_disk_work(self, number: int) -> str:
+        """The slow disk has what it was given."""
+        member = self.members[number]
+        ready, member.working = member.working, None
+        if ready is None:
+            return ""
+        assert ready.snapshot is None
+        member.to_apply += ready.committed
+        self.messages += ready.responses
+        member.node.advance(ready)
+        lines = ["Processing:", f"{number:x}->AppendThread MsgStorageAppend{describe_entries(ready.entries)}"]
+        if ready.hard_state is not None:
+            lines[-1] += f" {describe_hard_state(ready.hard_state)}"
+        return "\n".join([*lines, "Responses:", *map(describe_message, ready.responses)])
+
+    def end_state_work(self, number: int) -> str:
+        """The slow state has what it was given."""
+        member = self.members[number]
+        applied, member.to_apply = member.to_apply, []
+        if not applied:
+            return ""
+        assert all(entry.type is EntryType.NORMAL for entry in applied)
+        return f"Processing:\n{number:x}->ApplyThread MsgStorageApply{describe_entries(applied)}"
 
     def on_stabilize(self, stanza: Stanza) -> str:
         numbers = list(map(int, (word for word in stanza.positional))) or list(self.members)
@@ -157,6 +204,11 @@ class World:
                 if any(message.to == number for message in self.messages):
                     busy = True
                     lines += [f"> {number:x} receiving messages", indented(self.deliver(number))]
+            slow = [number for number in numbers if self.members[number].slow]
+            work = [self.process_thread("append", self.end_disk_work, slow)]
+            work += [self.process_thread("apply", self.end_state_work, slow)]
+            busy = busy or any(work)
+            lines += filter(None, work)
         return "\n".join(lines)
 
     def on_deliver_msgs(self, stanza: Stanza) -> str:
@@ -177,7 +229,7 @@ class World:
             if drop:
                 continue
             node = self.members[number].node
-            if message.type in ANSWERS and message.sender not in node.progress and message.term == node.term:
+            if message.type in ANSWERS and message.sender not in node.progress:
                 lines.append("raft: cannot step as peer not found")
             node.step(message)
         return "\n".join(lines)
@@ -295,6 +347,21 @@ def describe_snapshot(meta: SnapshotMeta) -> str:
     return f"Index:{meta.index} Term:{meta.term} ConfState:{listed} AutoLeave:{leave}"
 
 
+def describe_entries(entries: Sequence[Entry]) -> str:
+    if len(entries) == 1:
+        return f" Entries:[{describe_entry(entries[0])}]"
+    return " Entries:[" + "".join(f"\n  {describe_entry(entry)}" for entry in entries) + "\n]" if entries else ""
+
+
+def describe_hard_state(state: HardState) -> str:
+    return f"Term:{state.term}" + (f" Vote:{state.vote}" if state.vote else "") + f" Commit:{state.commit}"
+
+
+def describe_sent(messages: Iterable[Message]) -> list[str]:
+    described = list(map(describe_message, messages))
+    return ["Messages:", *described] if described else []
+
+
 def describe_message(message: Message) -> str:
     text = f"{message.sender:x}->{message.to:x} {TYPES[message.type]}"
     text += f" Term:{message.term} Log:{message.log_term}/{message.index}"
@@ -302,10 +369,7 @@ def describe_message(message: Message) -> str:
         text += f" Rejected (Hint: {message.reject_hint})"
     if message.commit:
         text += f" Commit:{message.commit}"
-    if len(message.entries) == 1:
-        text += f" Entries:[{describe_entry(message.entries[0])}]"
-    elif message.entries:
-        text += " Entries:[" + "".join(f"\n  {describe_entry(entry)}" for entry in message.entries) + "\n]"
+    text += describe_entries(message.entries)
     if message.snapshot is not None:
         text += f"\n  Snapshot: {describe_snapshot(message.snapshot.meta)}"
     return text
@@ -316,14 +380,11 @@ def describe_ready(ready: Ready) -> str:
     if ready.soft_state is not None:
         lines.append(f"Lead:{ready.soft_state.leader} State:{ROLES[ready.soft_state.role]}")
     if ready.hard_state is not None:
-        vote = f" Vote:{ready.hard_state.vote}" if ready.hard_state.vote else ""
-        lines.append(f"HardState Term:{ready.hard_state.term}{vote} Commit:{ready.hard_state.commit}")
+        lines.append(f"HardState {describe_hard_state(ready.hard_state)}")
     if ready.entries:
         lines += ["Entries:", *map(describe_entry, ready.entries)]
     if ready.snapshot is not None:
         lines.append(f"Snapshot {describe_snapshot(ready.snapshot.meta)}")
     if ready.committed:
         lines += ["CommittedEntries:", *map(describe_entry, ready.committed)]
-    if ready.messages or ready.responses:
-        lines += ["Messages:", *map(describe_message, (*ready.messages, *ready.responses))]
-    return "\n".join(lines)
+    return "\n".join([*lines, *describe_sent([*ready.messages, *ready.responses])])

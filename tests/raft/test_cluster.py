@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from twistedkv.pb import raft_pb2
 from twistedkv.raft.confchange import ConfChangeError, decode
-from twistedkv.raft.log import RaftLog
+from twistedkv.raft.log import NO_LIMIT, RaftLog
 from twistedkv.raft.messages import (
     ConfState,
     Entry,
@@ -20,12 +20,15 @@ from twistedkv.raft.messages import (
     Message,
     MessageType,
     ProposalDropped,
+    ReadState,
     Ready,
     Role,
     Snapshot,
     SnapshotMeta,
 )
 from twistedkv.raft.node import Config, RaftNode
+
+STEPS = 12_000  # of which one in ten is a tick of somebody
 
 
 class Server:
@@ -45,13 +48,17 @@ class Server:
         self.state = self.snapshot
         self.applied = [bytes([byte]) for byte in self.snapshot.data]
         self.working: Ready | None = None  # a Ready whose sync takes its time
+        pick = self.cluster.random.choice
+        max_size_bytes = pick([0, 40, 1000])
         config = Config(
             id=self.number,
             random=Random(self.cluster.random.random()),
-            max_size_per_message_bytes=self.cluster.random.choice([0, 40, 1000]),
-            max_inflight=self.cluster.random.choice([1, 2, 100]),
+            max_size_per_message_bytes=max_size_bytes,
+            max_inflight=pick([1, 2, 100]),
+            max_inflight_bytes=pick([max(max_size_bytes, 1), NO_LIMIT]),
+            max_uncommitted_bytes=pick([3, NO_LIMIT]),
             pre_vote=self.cluster.pre_vote,
-            max_committed_bytes_per_ready=self.cluster.random.choice([0, 1000]),
+            max_committed_bytes_per_ready=pick([0, 1000]),
         )
         self.node = RaftNode(
             config,
@@ -88,10 +95,14 @@ class Server:
             self.applied = [bytes([byte]) for byte in ready.snapshot.data]
         for entry in ready.committed:
             self.apply(entry)
-        for read in ready.read_states:
-            self.cluster.reads_done.append((int.from_bytes(read.context, "big"), read.index))
+        self.cluster.answer(ready.read_states)
         self.node.advance(ready)
-        self.cluster.send(self.node.take_messages())
+
+    def go_on(self) -> None:
+        """Do what the disk, be it at work or not, need not be waited for."""
+        messages, read_states = self.node.take_unsynced()
+        self.cluster.send(messages)
+        self.cluster.answer(read_states)
 
     def apply(self, entry: Entry) -> None:
         if entry.index <= self.state.meta.index:
@@ -135,6 +146,10 @@ class Cluster:
     def send(self, messages: Iterable[Message]) -> None:
         self.network += messages
 
+    def answer(self, read_states: Iterable[ReadState]) -> None:
+        for index, context in read_states:
+            self.reads_done.append((int.from_bytes(context, "big"), index))
+
     def observe(self, server: Server) -> None:
         """Raft §5.2, Election Safety: one leader a term at most."""
         node = server.node
@@ -170,9 +185,9 @@ class Cluster:
         server = random.choice(list(self.servers.values()))
         node = server.node
         match random.choices(
-            ["deliver", "lose", "repeat", "tick", "begin", "finish", "propose", "read", "kill", "compact", "cut",
-             "change", "transfer", "campaign"],
-            [60, 3, 3, 25, 30, 30, 8, 3, 1, 2, 1, 1, 1, 0.5],
+            ["deliver", "lose", "repeat", "tick", "begin", "go on", "finish", "propose", "read", "kill", "compact",
+             "cut", "change", "transfer", "campaign"],
+            [300, 6, 8, 60, 150, 40, 150, 40, 20, 0.8, 5, 1, 2, 1, 0.5],
         )[0]:  # fmt: skip
             case "deliver" if self.network:
                 self.deliver(self.network.pop(random.randrange(min(len(self.network), 6))))
@@ -184,6 +199,8 @@ class Cluster:
                 node.tick()
             case "begin":
                 server.begin()
+            case "go on":
+                server.go_on()
             case "finish":
                 server.finish()
             case "kill":
@@ -248,12 +265,12 @@ class Cluster:
 
 
 class ClusterTests(SynchronousTestCase):
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(st.integers(0, 1 << 32), st.sampled_from([1, 3, 3, 5]), st.booleans())
     def test_promises_hold_under_faults(self, seed: int, size: int, pre_vote: bool) -> None:
         """One leader a term, one history for all, nothing applied is lost, no read is stale, and it goes on after."""
         cluster = Cluster(seed, size, pre_vote)
-        for number in range(6000):
+        for number in range(STEPS):
             cluster.step(number)
         before = dict(cluster.log)
         cluster.heal()

@@ -104,6 +104,7 @@ class ChangeTests(SynchronousTestCase):
             self.assertFalse(configuration.learners & configuration.all_voters)
             self.assertLessEqual(configuration.learners_next, configuration.outgoing - configuration.voters)
             self.assertEqual(Configuration.of(configuration.state), configuration)
+            self.assertTrue(configuration.is_possible)
 
     def test_transition_decides_how(self) -> None:
         """One change is simple unless asked otherwise, several are joint, and none leaves the joint state."""
@@ -131,3 +132,28 @@ class ChangeTests(SynchronousTestCase):
         self.assertEqual(as_v2(v1).changes, changes("r3"))
         self.assertRaises(ValueError, decode, Entry(1, 1, b""))
         self.assertRaises(ValueError, decode, Entry(1, 1, b"\xff", EntryType.CONF_CHANGE))
+
+    def test_unknown_kinds_of_change_are_refused(self) -> None:
+        """A type or transition that is not known is not taken for the first of the known ones, which adds a voter."""
+        for kind, data in (
+            (EntryType.CONF_CHANGE, "10091805"),  # a change of type 9
+            (EntryType.CONF_CHANGE_V2, "0809"),  # a transition 9
+            (EntryType.CONF_CHANGE_V2, "12040807" + "1005"),  # one single change, of type 7
+        ):
+            self.assertRaises(ValueError, decode, Entry(1, 1, bytes.fromhex(data), kind))
+        with_unknown_field = Entry(1, 1, bytes.fromhex("10011805" + "7801"), EntryType.CONF_CHANGE)
+        self.assertEqual(as_v2(decode(with_unknown_field)).changes, changes("r5"))
+
+    def test_impossible_configurations(self) -> None:
+        """What no sequence of changes leads to is told from what one does."""
+        for state in (
+            ConfState(),
+            ConfState((), (1,)),
+            ConfState((0, 1)),
+            ConfState((1, 2), (2,)),
+            ConfState((1,), (2,), voters_outgoing=(2,)),
+            ConfState((1, 2), voters_outgoing=(2,), learners_next=(3,)),
+            ConfState((1, 2), voters_outgoing=(2,), learners_next=(2,)),
+            ConfState((1,), auto_leave=True),
+        ):
+            self.assertFalse(Configuration.of(state).is_possible, state)

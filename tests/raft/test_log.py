@@ -94,10 +94,14 @@ class AppendTests(SynchronousTestCase):
         log = RaftLog()
         log.append(entries(1, 1, 1, 1))
         log.maybe_append(1, 1, entries(2, 2, 2))
-        log.stable_to(3, 1)
-        self.assertEqual(log.to_persist(), entries(1, 1, 2, 2))
-        log.stable_to(3, 2)
-        self.assertEqual(log.to_persist(), ())
+        log.stable_to(entries(1, 1, 1, 1))
+        self.assertEqual((log.stable, log.to_persist()), (1, entries(2, 2, 2)))
+        log.stable_to(entries(2, 1, 1))
+        self.assertEqual(log.stable, 1)
+        log.stable_to(entries(2, 2, 2))
+        self.assertEqual((log.stable, log.to_persist()), (3, ()))
+        log.stable_to(entries(1, 1, 2))
+        self.assertEqual(log.stable, 3)
 
     @given(st.lists(st.integers(0, 3), max_size=6), st.lists(st.integers(0, 3), max_size=6), st.data())
     def test_append_makes_logs_equal(self, mine: list[int], leaders: list[int], data: st.DataObject) -> None:

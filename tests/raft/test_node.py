@@ -6,6 +6,7 @@ from random import Random
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.raft.nodes import kinds, leader, make_node, settle, take
 from twistedkv.errors import InvariantError
 from twistedkv.pb import raft_pb2
 from twistedkv.raft.confchange import ConfChangeError, decode
@@ -27,26 +28,6 @@ from twistedkv.raft.messages import (
 from twistedkv.raft.node import Config, ProposalDropped, RaftNode
 
 
-def make_node(*voters: int, **options: bool) -> RaftNode:
-    """Node 1 of a new cluster of ``voters``."""
-    return RaftNode(Config(id=1, random=Random(7), **options), RaftLog(), HardState(), ConfState(voters), 0)
-
-
-def take(node: RaftNode) -> Ready:
-    """The next Ready, done."""
-    ready = node.ready()
-    node.advance(ready)
-    return ready
-
-
-def settle(node: RaftNode) -> list[Ready]:
-    """Do all that the node asks for, as a driver with a fast disk does."""
-    done = []
-    while node.has_ready():
-        done.append(take(node))
-    return done
-
-
 def lead(node: RaftNode) -> list[Ready]:
     """Make a single voter the leader."""
     node.campaign()
@@ -55,10 +36,6 @@ def lead(node: RaftNode) -> list[Ready]:
 
 def applied_data(readies: list[Ready]) -> list[bytes]:
     return [entry.data for ready in readies for entry in ready.committed]
-
-
-def sent(messages: list[Message]) -> list[tuple[MessageType, int]]:
-    return [(message.type, message.to) for message in messages]
 
 
 class ConfigTests(SynchronousTestCase):
@@ -215,13 +192,14 @@ class DriverTests(SynchronousTestCase):
 
     def test_heartbeats_do_not_wait_for_the_disk(self) -> None:
         """While a sync takes long, a leader's heartbeats can be sent."""
-        node = elected_of_three()
+        node = leader(1, 2, 3)
         node.propose([b"a"])
         ready = node.ready()
         node.tick()
-        beats = sent(list(node.take_messages()))
+        messages, _ = node.take_unsynced()
+        beats = kinds(messages)
         self.assertEqual(beats, [(MessageType.HEARTBEAT, 2), (MessageType.HEARTBEAT, 3)])
-        self.assertEqual(node.take_messages(), [])
+        self.assertEqual(node.take_unsynced(), ([], []))
         node.advance(ready)
 
     def test_answers_wait_for_the_disk(self) -> None:
@@ -229,19 +207,19 @@ class DriverTests(SynchronousTestCase):
         node = make_node(1, 2, 3)
         node.step(Message(MessageType.VOTE, 1, 2, term=1, index=0, log_term=0))
         ready = node.ready()
-        self.assertEqual((ready.hard_state, sent(list(ready.messages))), (HardState(1, 2, 0), []))
-        self.assertEqual(sent(list(ready.responses)), [(MessageType.VOTE_RESPONSE, 2)])
+        self.assertEqual((ready.hard_state, kinds(ready.messages)), (HardState(1, 2, 0), []))
+        self.assertEqual(kinds(ready.responses), [(MessageType.VOTE_RESPONSE, 2)])
         node.advance(ready)
         node.step(Message(MessageType.APPEND, 1, 2, term=1, entries=[Entry(1, 1, b"")]))
         ready = node.ready()
-        self.assertEqual(sent(list(ready.responses)), [(MessageType.APPEND_RESPONSE, 2)])
+        self.assertEqual(kinds(ready.responses), [(MessageType.APPEND_RESPONSE, 2)])
         self.assertEqual(ready.messages, [])
 
     def test_nothing_is_proposed_without_a_leader(self) -> None:
         """Without a leader proposals and reads are refused at once."""
         node = make_node(1, 2, 3)
         self.assertRaises(ProposalDropped, node.propose, [b"a"])
-        self.assertRaises(ProposalDropped, node.propose_conf_change, raft_pb2.ConfChange(id=1, type=0, node_id=4))
+        self.assertRaises(ProposalDropped, node.propose_conf_change, raft_pb2.ConfChange(id=1, node_id=4))
         self.assertRaises(ProposalDropped, node.read_index, b"r")
         self.assertRaises(ProposalDropped, node.transfer_leader, 2)
 
@@ -259,20 +237,6 @@ class DriverTests(SynchronousTestCase):
         self.assertEqual((messages[1].entries[0].data, messages[3].sender), (b"a", 3))
         node.step(Message(MessageType.READ_INDEX_RESPONSE, 1, 2, term=1, index=9, entries=[Entry(0, 0, b"r")]))
         self.assertEqual(node.ready().read_states, [ReadState(9, b"r")])
-
-
-def elected_of_three(**options: bool) -> RaftNode:
-    """Node 1, leader of three in term 1, whose first entry all of them have."""
-    node = make_node(1, 2, 3, pre_vote=False, **options)
-    node.campaign()
-    settle(node)
-    node.step(Message(MessageType.VOTE_RESPONSE, 1, 2, term=1))
-    settle(node)
-    for peer in (2, 3):
-        node.step(Message(MessageType.APPEND_RESPONSE, 1, peer, term=1, index=1))
-    settle(node)
-    assert (node.role, node.commit) == (Role.LEADER, 1)
-    return node
 
 
 class FollowerTests(SynchronousTestCase):
@@ -343,7 +307,7 @@ class LeaderTests(SynchronousTestCase):
 
     def test_quorum_of_others_commits_before_the_own_disk(self) -> None:
         """Raft thesis §10.2.1: two of three are a majority, whoever they are; a single one is none."""
-        node = elected_of_three()
+        node = leader(1, 2, 3)
         node.propose([b"a"])
         ready = node.ready()
         for peer in (2, 3):
@@ -354,13 +318,13 @@ class LeaderTests(SynchronousTestCase):
 
     def test_read_needs_a_quorum_that_answers_this_round(self) -> None:
         """etcd-io/raft#397: answers to earlier heartbeats confirm nothing; all reads of a turn share a round."""
-        node = elected_of_three()
+        node = leader(1, 2, 3)
         node.tick()
         old = take(node).messages[0]
         node.read_index(b"1")
         node.read_index(b"2")
         beats = take(node).messages
-        self.assertEqual(sent(list(beats)), [(MessageType.HEARTBEAT, 2), (MessageType.HEARTBEAT, 3)])
+        self.assertEqual(kinds(beats), [(MessageType.HEARTBEAT, 2), (MessageType.HEARTBEAT, 3)])
         node.step(Message(MessageType.HEARTBEAT_RESPONSE, 1, 2, term=1, context=old.context))
         self.assertEqual([ready.read_states for ready in settle(node)], [])
         node.step(Message(MessageType.HEARTBEAT_RESPONSE, 1, 2, term=1, context=beats[0].context))
@@ -368,7 +332,7 @@ class LeaderTests(SynchronousTestCase):
 
     def test_answer_to_an_earlier_round_does_not_confirm_a_later_one(self) -> None:
         """etcd-io/raft#397: who followed before a read was asked for may follow another leader by now."""
-        node = elected_of_three()
+        node = leader(1, 2, 3)
         node.read_index(b"1")
         first = take(node).messages[0]
         node.read_index(b"2")
@@ -379,7 +343,7 @@ class LeaderTests(SynchronousTestCase):
 
     def test_later_round_confirms_earlier_ones(self) -> None:
         """An answer to a later heartbeat is as good: the lost one is not waited for."""
-        node = elected_of_three()
+        node = leader(1, 2, 3)
         for context in (b"1", b"2"):
             node.read_index(context)
             beats = take(node).messages
@@ -388,7 +352,7 @@ class LeaderTests(SynchronousTestCase):
 
     def test_read_of_a_follower_is_answered_by_message(self) -> None:
         """A follower that asked gets the index with its own context."""
-        node = elected_of_three()
+        node = leader(1, 2, 3)
         node.step(Message(MessageType.READ_INDEX, 1, 3, entries=[Entry(0, 0, b"r")]))
         beats = take(node).messages
         node.step(Message(MessageType.HEARTBEAT_RESPONSE, 1, 2, term=1, context=beats[0].context))
@@ -398,7 +362,7 @@ class LeaderTests(SynchronousTestCase):
 
     def test_leader_without_a_quorum_steps_down(self) -> None:
         """Raft thesis §6.2: after an election timeout without answers it leads no more."""
-        node = elected_of_three()
+        node = leader(1, 2, 3)
         for _ in range(20):
             node.tick()
         self.assertEqual((node.role, node.leader, node.term), (Role.FOLLOWER, 0, 1))
@@ -416,7 +380,7 @@ class LeaderTests(SynchronousTestCase):
 
     def test_hand_over_goes_to_one_that_has_the_log(self) -> None:
         """Raft thesis §3.10: no proposals meanwhile; the other one campaigns when it has all; time ends it."""
-        node = elected_of_three()
+        node = leader(1, 2, 3)
         node.propose([b"a"])
         settle(node)
         node.transfer_leader(2)
@@ -425,7 +389,7 @@ class LeaderTests(SynchronousTestCase):
         before = [message.type for ready in settle(node) for message in ready.messages]
         self.assertNotIn(MessageType.TIMEOUT_NOW, before)
         node.step(Message(MessageType.APPEND_RESPONSE, 1, 2, term=1, index=2))
-        self.assertIn((MessageType.TIMEOUT_NOW, 2), sent(list(take(node).messages)))
+        self.assertIn((MessageType.TIMEOUT_NOW, 2), kinds(take(node).messages))
         for _ in range(10):
             node.tick()
         self.assertEqual(node.transferee, 0)
@@ -433,7 +397,7 @@ class LeaderTests(SynchronousTestCase):
 
     def test_second_change_waits_for_the_first(self) -> None:
         """Raft thesis §4.1: while a change is not applied, another one becomes an empty entry."""
-        node = elected_of_three()
+        node = leader(1, 2, 3)
         for target in (4, 5):
             node.propose_conf_change(raft_pb2.ConfChange(id=1, type=raft_pb2.ConfChangeAddNode, node_id=target))
         kinds = [entry.type for entry in node.ready().entries]
@@ -456,7 +420,7 @@ class LeaderTests(SynchronousTestCase):
 
     def test_acknowledgement_of_what_was_never_sent(self) -> None:
         """A peer that claims entries beyond the log commits nothing."""
-        node = elected_of_three()
+        node = leader(1, 2, 3)
         for peer in (2, 3):
             node.step(Message(MessageType.APPEND_RESPONSE, 1, peer, term=1, index=99))
         self.assertEqual(node.commit, 1)

@@ -53,6 +53,10 @@ class Candidacy:
 
     def count(self, message: Message) -> VoteResult:
         """Take an answer; what the votes come to. Others' messages, and a voter's second answer, change nothing."""
-        if message.type is RESPONSE_TO[MessageType.PRE_VOTE if self.pre else MessageType.VOTE]:
-            self._votes.setdefault(message.sender, not message.reject)
-        return joint_vote(self._node.configuration.voters, self._node.configuration.outgoing, self._votes)
+        node = self._node
+        is_answer = message.type is RESPONSE_TO[MessageType.PRE_VOTE if self.pre else MessageType.VOTE]
+        # A pre-vote that is granted is for the term that was asked for, and may have been another one before.
+        if not is_answer or not (message.reject or message.term == node.term + self.pre):
+            return VoteResult.PENDING
+        self._votes.setdefault(message.sender, not message.reject)
+        return joint_vote(node.configuration.voters, node.configuration.outgoing, self._votes)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from twistedkv.pb import raft_pb2
 from twistedkv.raft.messages import ConfState, Entry, EntryType
@@ -49,6 +50,17 @@ class Configuration(NamedTuple):
     def is_joint(self) -> bool:
         """Whether two majorities are needed."""
         return bool(self.outgoing)
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether changes can have led here: somebody votes, and nobody is two things at once."""
+        return (
+            bool(self.voters)
+            and 0 not in self.members
+            and self.learners.isdisjoint(self.all_voters)
+            and self.learners_next <= self.outgoing - self.voters
+            and (self.is_joint or not self.auto_leave)
+        )
 
     @property
     def all_voters(self) -> frozenset[int]:
@@ -156,6 +168,23 @@ def decode(entry: Entry) -> ConfChange:
         raise ValueError(f"entry {entry.index} is no configuration change")
     kind = raft_pb2.ConfChangeV2 if entry.type is EntryType.CONF_CHANGE_V2 else raft_pb2.ConfChange
     try:
-        return kind.FromString(entry.data)
+        change = kind.FromString(entry.data)
     except DecodeError as error:
         raise ValueError(f"entry {entry.index}: {error}") from None
+    if any(map(_has_unknown_word, (change, *_singles(change)))):
+        raise ValueError(f"entry {entry.index}: a kind of change that is not known")
+    return change
+
+
+def _singles(change: ConfChange) -> Iterable[raft_pb2.ConfChangeSingle]:
+    return change.changes if isinstance(change, raft_pb2.ConfChangeV2) else ()
+
+
+def _has_unknown_word(part: Message) -> bool:
+    """Whether a word of ``part``, a type or a transition, is none of those in the ``.proto`` file.
+
+    The parser keeps such a one apart, and says the first of the known words in its place: a voter would be added.
+    """
+    unknown = UnknownFieldSet(part)
+    words = {field.number for field in part.DESCRIPTOR.fields if field.enum_type is not None}
+    return any(unknown[each].field_number in words for each in range(len(unknown)))

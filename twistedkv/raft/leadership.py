@@ -8,12 +8,12 @@ open, etcd's raft.go.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from twistedkv.raft import confchange
-from twistedkv.raft.confchange import Configuration
+from twistedkv.raft.confchange import ConfChangeError, Configuration
 from twistedkv.raft.config import Config
-from twistedkv.raft.log import RaftLog
+from twistedkv.raft.log import NO_LIMIT, RaftLog, payload_bytes
 from twistedkv.raft.messages import (
     Entry,
     EntryType,
@@ -26,6 +26,14 @@ from twistedkv.raft.messages import (
 from twistedkv.raft.progress import Progress, ProgressState
 from twistedkv.raft.quorum import VoteResult, joint_committed, joint_vote
 from twistedkv.raft.readindex import ReadIndex, ReadRequest
+
+_APPEND: Final = MessageType.APPEND  # a name of the module is found ten times as fast
+_APPEND_RESPONSE: Final = MessageType.APPEND_RESPONSE
+_HEARTBEAT: Final = MessageType.HEARTBEAT
+_NORMAL: Final = EntryType.NORMAL
+_PROBE: Final = ProgressState.PROBE
+_REPLICATE: Final = ProgressState.REPLICATE
+_new: Final = tuple.__new__  # makes an entry in half the time that its class needs for it
 
 
 class Node(Protocol):
@@ -57,7 +65,14 @@ class Leadership:
         self._node = node
         self._log = node.log
         self._id = node.config.id
+        config = node.config
+        self._max_size_bytes = config.max_size_per_message_bytes
+        self._limits_inflight_bytes = config.max_inflight_bytes != NO_LIMIT
+        self._limits_uncommitted_bytes = config.max_uncommitted_bytes != NO_LIMIT
+        self.uncommitted_bytes = 0  # of its own entries, until they are committed and handed on; if there is a limit
         self._reads = ReadIndex()
+        self._lease_is_given_up = False
+        self._ticks = 0  # of this leader's time
         self._reads_before_commit: list[ReadRequest] = []  # Raft thesis §6.4: not before an entry of this term
         self._heartbeat_elapsed = self._election_elapsed = 0  # ticks
         self.transferee = 0  # who is to lead next
@@ -65,7 +80,7 @@ class Leadership:
         self.pending_conf_index = node.log.last_index
         last = node.log.last_index
         for member in node.progress:
-            node.progress[member] = Progress(last + 1, node.config.max_inflight)
+            node.progress[member] = Progress(last + 1, config.max_inflight, config.max_inflight_bytes)
         myself = node.progress[self._id]
         myself.match = node.log.stable
         myself.recent_active = True
@@ -77,10 +92,10 @@ class Leadership:
         """Append entries of this term, and send them to everyone.
 
         Raises:
-            ProposalDropped: this node is no member any more, or hands over.
+            ProposalDropped: this node is no member any more, or hands over, or is too far ahead of what is committed.
         """
         term, first = self._check_proposals(), self._log.last_index + 1
-        self._append([Entry(term, index, data) for index, data in enumerate(datas, first)])
+        self._append([_new(Entry, (term, index, data, _NORMAL)) for index, data in enumerate(datas, first)])
 
     def propose_entries(self, proposals: Sequence[Entry]) -> None:
         """As :meth:`propose`, for entries that may be configuration changes; their terms and indexes do not matter.
@@ -89,16 +104,18 @@ class Leadership:
         stepLeader).
         """
         term, first = self._check_proposals(), self._log.last_index + 1
+        pending = self.pending_conf_index
         entries = list[Entry]()
         for index, proposal in enumerate(proposals, first):
             entry = Entry(term, index, proposal.data, proposal.type)
             if entry.type is not EntryType.NORMAL:
-                if self._may_change(entry):
-                    self.pending_conf_index = index
+                if self._may_change(entry, pending):
+                    pending = index
                 else:
                     entry = Entry(term, index, b"")
             entries.append(entry)
         self._append(entries)
+        self.pending_conf_index = pending
 
     def _check_proposals(self) -> int:
         """The term for new entries."""
@@ -107,18 +124,41 @@ class Leadership:
         return self._node.term
 
     def _append(self, entries: Sequence[Entry]) -> None:
+        if self._limits_uncommitted_bytes:
+            size, ahead = payload_bytes(entries), self.uncommitted_bytes
+            # What has no payload is always taken: a new leader's first entry, the end of a joint state.
+            if size and ahead and ahead + size > self._node.config.max_uncommitted_bytes:
+                raise ProposalDropped("too far ahead of what is committed")
+            self.uncommitted_bytes = ahead + size
         self._log.append(entries)
         self.broadcast_append()
 
-    def _may_change(self, entry: Entry) -> bool:
-        if not self._node.config.validate_conf_changes:
-            return True
+    def handed_on(self, committed: Sequence[Entry]) -> None:
+        """The driver was given these entries: as much may be proposed again (etcd raft.go, reduceUncommittedSize)."""
+        term = self._node.term
+        self.uncommitted_bytes -= payload_bytes([entry for entry in committed if entry.term == term])
+
+    @property
+    def change_is_pending(self) -> bool:
+        """Whether a change of the members may be in the log that is not applied."""
+        return self.pending_conf_index > self._log.applied
+
+    def _may_change(self, entry: Entry, pending_conf_index: int) -> bool:
+        """Whether the change in ``entry`` can be made by the configuration as it will be when the entry is applied."""
         try:
             change = confchange.as_v2(confchange.decode(entry))
         except ValueError:
+            return False  # every member would stop at it
+        if not self._node.config.validate_conf_changes:
+            return True
+        configuration = self._node.configuration
+        if pending_conf_index > self._log.applied or bool(change.changes) == configuration.is_joint:
             return False
-        pending = self.pending_conf_index > self._log.applied
-        return not pending and (not change.changes) == self._node.configuration.is_joint
+        try:
+            configuration.changed(change)
+        except ConfChangeError:
+            return False  # so they would
+        return True
 
     # --- replication -------------------------------------------------------------------------------
 
@@ -138,14 +178,14 @@ class Leadership:
             return self._maybe_send_snapshot(member, progress)
         entries: list[Entry] = []
         # With a full window an append without entries still finds out whether the ones before were lost.
-        throttled = progress.state is ProgressState.REPLICATE and progress.is_window_full
+        throttled = progress.state is _REPLICATE and progress.is_window_full
         if previous < log.last_index and not throttled:
-            entries = log.slice(previous + 1, log.last_index, self._node.config.max_size_per_message_bytes)
+            entries = log.slice(previous + 1, log.last_index, self._max_size_bytes)
         if not entries and not even_if_empty:
             return False
         self._node.send(
             Message(
-                MessageType.APPEND,
+                _APPEND,
                 member,
                 log_term=log.term(previous),
                 index=previous,
@@ -153,7 +193,7 @@ class Leadership:
                 commit=log.committed,
             )
         )
-        progress.sent_entries(previous + len(entries))
+        progress.sent_entries(previous + len(entries), payload_bytes(entries) if self._limits_inflight_bytes else 0)
         progress.sent_commit = max(progress.sent_commit, log.committed)
         return True
 
@@ -170,6 +210,8 @@ class Leadership:
     def maybe_commit(self) -> bool:
         """Move the commit index to what a quorum has; only an entry of this term may be counted (Raft §5.4.2)."""
         log, configuration, progress = self._log, self._node.configuration, self._node.progress
+        if log.committed == log.last_index:
+            return False  # as after most acknowledgements: others were enough
         index = joint_committed(configuration.voters, configuration.outgoing, lambda voter: progress[voter].match)
         if index <= log.committed or log.term(index) != self._node.term:
             return False
@@ -189,25 +231,21 @@ class Leadership:
 
     def step(self, message: Message) -> None:
         """Take a message of this term, or one that was forwarded."""
-        match message.type:
-            case MessageType.PROPOSE:
-                self.propose_entries(message.entries)
-                return
-            case MessageType.READ_INDEX:
-                if message.entries:
-                    self.read(ReadRequest(message.sender, message.entries[0].data))
-                return
-        progress = self._node.progress.get(message.sender)
-        if progress is None:
-            return  # removed in the meantime
-        match message.type:
-            case MessageType.APPEND_RESPONSE:
+        kind, progress = message.type, self._node.progress.get(message.sender)
+        if kind is _APPEND_RESPONSE:
+            if progress is not None:
                 progress.recent_active = True
                 if message.reject:
                     self._on_append_refused(message, progress)
                 else:
                     self._on_append_accepted(message, progress)
-            case MessageType.HEARTBEAT_RESPONSE:
+            return
+        match kind:
+            case MessageType.PROPOSE:
+                self.propose_entries(message.entries)
+            case MessageType.READ_INDEX:
+                self.read(ReadRequest(message.sender, message.entries[0].data))
+            case MessageType.HEARTBEAT_RESPONSE if progress is not None:
                 self._on_heartbeat_response(message, progress)
             case MessageType.TRANSFER_LEADER:
                 self.transfer(message.sender)
@@ -218,17 +256,14 @@ class Leadership:
         sender, index = message.sender, message.index
         if index > self._log.last_index:
             return  # it can not have what was never sent
-        is_probe_answered = progress.state is ProgressState.PROBE and progress.match == index
+        state = progress.state
+        is_probe_answered = state is _PROBE and progress.match == index
         if not progress.maybe_update(index) and not is_probe_answered:
             return
-        match progress.state:
-            case ProgressState.PROBE:
-                progress.become_replicate()
-            case ProgressState.SNAPSHOT:
-                if progress.match >= self._log.compacted:
-                    progress.become_replicate()  # the log reaches far enough, whatever became of the snapshot
-            case ProgressState.REPLICATE:
-                progress.free_inflight(index)
+        if state is _REPLICATE:
+            progress.free_inflight(index)
+        elif state is _PROBE or progress.match >= self._log.compacted:
+            progress.become_replicate()  # after a snapshot: the log reaches far enough, whatever became of that
         if self.maybe_commit():
             self.broadcast_append()
         elif progress.sent_commit < min(self._log.committed, progress.next - 1):
@@ -252,7 +287,7 @@ class Leadership:
     def _on_heartbeat_response(self, message: Message, progress: Progress) -> None:
         progress.recent_active = True
         progress.is_paused_by_probe = False
-        if progress.match < self._log.last_index or progress.state is ProgressState.PROBE:
+        if progress.match < self._log.last_index or progress.state is _PROBE:
             self.maybe_send_append(message.sender)
         self._confirm_reads(message.sender, message.context)
 
@@ -281,12 +316,13 @@ class Leadership:
             if member != self._id:
                 # Not more than is known to be there: the rest of its log may be another one.
                 commit = min(progress.match, committed)
-                self._node.send(Message(MessageType.HEARTBEAT, member, commit=commit, context=context))
+                self._node.send(Message(_HEARTBEAT, member, commit=commit, context=context))
                 progress.sent_commit = max(progress.sent_commit, commit)
 
     def tick(self) -> None:
         """Let one tick pass."""
         config = self._node.config
+        self._ticks += 1
         self._heartbeat_elapsed += 1
         self._election_elapsed += 1
         if self._election_elapsed >= config.election_ticks:
@@ -297,6 +333,8 @@ class Leadership:
                 return
         if self._heartbeat_elapsed >= config.heartbeat_ticks:
             self._heartbeat_elapsed = 0
+            if config.read_only_lease_based:
+                self._reads.begin(self._log.committed, self._ticks)
             self.heartbeat()
 
     def _has_active_quorum(self) -> bool:
@@ -313,7 +351,10 @@ class Leadership:
         """Let ``target`` lead next; no proposals until it does or time is up. False if there is nothing to do."""
         progress = self._node.progress.get(target)
         is_voter = target in self._node.configuration.all_voters
-        if progress is None or not is_voter or target in (self._id, self.transferee):
+        if progress is None or not is_voter or target == self.transferee:
+            return False
+        if target == self._id:
+            self.transferee = 0  # it leads, and another one shall not (etcd raft.go, stepLeader)
             return False
         self.transferee = target
         self._election_elapsed = 0  # the time it has for it
@@ -324,6 +365,7 @@ class Leadership:
         return True
 
     def _send_timeout_now(self, target: int) -> None:
+        self._lease_is_given_up = True  # whoever votes for the target does not wait for its end (Raft thesis §6.4.1)
         self._node.send(Message(MessageType.TIMEOUT_NOW, target))
 
     # --- reads -------------------------------------------------------------------------------------
@@ -341,12 +383,22 @@ class Leadership:
         if not waiting:
             return
         configuration = self._node.configuration
-        if configuration.voters == {self._id} and not configuration.outgoing:
+        is_alone = configuration.voters == {self._id} and not configuration.outgoing
+        if is_alone or self._has_lease:
             self._reads.waiting = []
             self._answer(self._log.committed, waiting)
         else:
-            self._reads.begin(self._log.committed)
+            self._reads.begin(self._log.committed, self._ticks)
             self.heartbeat()
+
+    @property
+    def _has_lease(self) -> bool:
+        """Whether nobody else can have been elected since a quorum answered (Raft thesis §6.4.1)."""
+        config, since = self._node.config, self._reads.confirmed_tick
+        if not config.read_only_lease_based or self._lease_is_given_up or since is None:
+            return False
+        # The first tick of a member can follow at once on what it answered, and the next one of ours is almost here.
+        return self._ticks - since <= config.election_ticks - 2
 
     def _confirm_reads(self, sender: int, context: bytes) -> None:
         voters, outgoing = self._node.configuration.voters, self._node.configuration.outgoing

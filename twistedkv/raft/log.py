@@ -18,6 +18,11 @@ NO_LIMIT = (1 << 63) - 1
 ENTRY_OVERHEAD_BYTES = 12  # of term, index, type and lengths on the wire, more or less
 
 
+def payload_bytes(entries: Sequence[Entry]) -> int:
+    """How much data ``entries`` hold."""
+    return sum([len(entry.data) for entry in entries])
+
+
 def count_within(entries: Sequence[Entry], limit_bytes: int) -> int:
     """How many of ``entries``, from the first one on, go into one message of ``limit_bytes``: at least one of them."""
     size = 0
@@ -141,13 +146,17 @@ class RaftLog:
                 raise InvariantError(f"entry {index} is committed, and the log ends at {self.last_index}")
             self.committed = index
 
-    def stable_to(self, index: int, term: int) -> None:
-        """Note that the log up to the entry at ``index``, which was of ``term``, is durable.
+    def stable_to(self, entries: Sequence[Entry]) -> None:
+        """Note that ``entries``, which :meth:`to_persist` gave, are durable.
 
-        If that entry was replaced in the meantime, what came in its place is not durable yet, and nothing is noted.
+        Of those that were replaced in the meantime it says nothing: what came in their place is not durable yet.
         """
-        if index > self.stable and self.term(index) == term:
-            self.stable = index
+        for entry in reversed(entries):
+            if entry.index <= self.stable:
+                break
+            if self.term(entry.index) == entry.term:
+                self.stable = entry.index  # and all before it, which are the same too (Raft §5.3, Log Matching)
+                break
 
     def applied_to(self, index: int) -> None:
         """Note that the log up to ``index`` was handed on to be applied."""

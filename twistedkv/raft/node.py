@@ -4,15 +4,14 @@ A node does nothing by itself. Its driver feeds it time (:meth:`RaftNode.tick`),
 requests, then takes one :class:`~twistedkv.raft.messages.Ready` at a time, does what it says, and confirms it by
 :meth:`RaftNode.advance`. The rules are the thesis's, the choices it leaves open are etcd's (raft.go), so that both can
 be members of one cluster. What a leader does is in :mod:`twistedkv.raft.leadership`, what a candidate does in
-:mod:`twistedkv.raft.candidacy`.
-
-Left out: reads by lease, which trust clocks.
+:mod:`twistedkv.raft.candidacy`, what a follower does in :mod:`twistedkv.raft.following`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Final
 
 from twistedkv.errors import InvariantError
 from twistedkv.pb import raft_pb2
@@ -20,6 +19,7 @@ from twistedkv.raft import confchange
 from twistedkv.raft.candidacy import RESPONSE_TO, TRANSFER, Candidacy
 from twistedkv.raft.confchange import ConfChange, Configuration
 from twistedkv.raft.config import Config
+from twistedkv.raft.following import Following
 from twistedkv.raft.leadership import Leadership
 from twistedkv.raft.log import RaftLog
 from twistedkv.raft.messages import (
@@ -36,18 +36,30 @@ from twistedkv.raft.messages import (
     Snapshot,
     SoftState,
 )
+from twistedkv.raft.outbox import Outbox
 from twistedkv.raft.progress import Progress
 from twistedkv.raft.quorum import VoteResult
 from twistedkv.raft.readindex import ReadRequest
+from twistedkv.raft.soundness import FORWARDED, is_sound
 
 __all__ = ["Config", "ProposalDropped", "RaftNode"]
 
 NOBODY = 0
+_LAST_TERM: Final = (1 << 64) - 1  # the wire has no room for another one
+
+_SNAPSHOT: Final = MessageType.SNAPSHOT  # a name of the module is found ten times as fast
 _VOTES = frozenset(RESPONSE_TO)
 _FROM_LEADER = frozenset({MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT})
 _REPEATED = frozenset({MessageType.APPEND, MessageType.HEARTBEAT})  # by a leader that gets no answer
-_AFTER_SYNC = frozenset({MessageType.APPEND_RESPONSE, MessageType.VOTE_RESPONSE, MessageType.PRE_VOTE_RESPONSE})
-_FORWARDED = frozenset({MessageType.PROPOSE, MessageType.READ_INDEX})  # carry no term
+_ANSWERS = frozenset(RESPONSE_TO.values()) | {
+    MessageType.APPEND_RESPONSE,
+    MessageType.HEARTBEAT_RESPONSE,
+    MessageType.READ_INDEX_RESPONSE,
+}
+
+
+def _any_changes(entries: Sequence[Entry]) -> bool:
+    return any(entry.type is not EntryType.NORMAL for entry in entries)
 
 
 def _no_snapshot() -> Snapshot | None:
@@ -92,12 +104,10 @@ class RaftNode:
         self._election_elapsed = 0  # ticks since a leader or a candidate was heard of
         self._election_timeout = 0
         self._candidacy: Candidacy | None = None
-        self._messages: list[Message] = []
-        self._responses: list[Message] = []
-        self._to_self: list[Message] = []  # own votes, which count once they are durable
-        self._read_states: list[ReadState] = []
+        self._outbox = Outbox(config.id)
         self._taken: Ready | None = None  # waits for advance()
         self._parked: Message | None = None  # waits for it too
+        self._following = Following(self)
         # A commit index alone is not synced, so what was applied can be ahead of it; it was committed all the same.
         log.commit_to(max(hard_state.commit, applied))
         log.applied_to(applied)
@@ -127,6 +137,15 @@ class RaftNode:
     def is_learner(self) -> bool:
         """Whether this node gets the log and has no vote."""
         return self.config.id in self.configuration.learners
+
+    @property
+    def change_is_pending(self) -> bool:
+        """Whether a change of the members may be in the log that is not applied: another one would come to nothing."""
+        if self._leadership is not None:
+            return self._leadership.change_is_pending
+        log = self.log
+        first = max(log.applied, log.compacted) + 1
+        return first <= log.last_index and _any_changes(log.slice(first, log.last_index))
 
     @property
     def _is_promotable(self) -> bool:
@@ -162,7 +181,7 @@ class RaftNode:
     def propose_conf_change(self, change: ConfChange) -> None:
         """As :meth:`propose`, for a change of the members. When its entry commits, :meth:`apply_conf_change` it.
 
-        While an earlier change is not applied it is replaced by an empty entry.
+        While an earlier change is not applied, or if it does not fit the members, it is replaced by an empty entry.
         """
         entry = confchange.encode(change)
         if self._leadership is not None:
@@ -200,8 +219,11 @@ class RaftNode:
             self.send(Message(MessageType.TRANSFER_LEADER, self.leader, sender=target))
 
     def forget_leader(self) -> None:
-        """Believe the leader dead, so that this follower votes for another one before its own time is up."""
-        if self._leadership is None:
+        """Believe the leader dead, so that this follower votes for another one before its own time is up.
+
+        Does nothing where reads go by lease: the leader relies on its time (etcd raft.go, stepFollower).
+        """
+        if self._leadership is None and not self.config.read_only_lease_based:
             self.leader = NOBODY
 
     def report_unreachable(self, member: int) -> None:
@@ -230,14 +252,14 @@ class RaftNode:
 
     def has_ready(self) -> bool:
         """Whether :meth:`ready` has anything to say. False while one waits for its :meth:`advance`."""
-        log = self.log
+        log, outbox = self.log, self._outbox
         return self._taken is None and bool(
             log.stable < log.last_index
             or (log.applied < log.committed and log.snapshot is None)
-            or self._messages
-            or self._read_states
-            or self._responses
-            or self._to_self
+            or outbox.messages
+            or outbox.read_states
+            or outbox.responses
+            or outbox.own_votes
             or log.snapshot is not None
             or (self._leadership is not None and self._leadership.has_waiting_reads)
             or self._hard_state != (self.term, self._vote, log.committed)
@@ -264,30 +286,22 @@ class RaftNode:
         if self._soft_state != (self.leader, self.role):
             soft_state = self._soft_state = SoftState(self.leader, self.role)
         entries, committed = log.to_persist(), log.to_apply(self.config.max_committed_bytes_per_ready)
-        messages, responses, read_states = self._messages, self._responses, self._read_states
-        self._messages, self._responses, self._read_states = [], [], []
+        messages, responses, read_states = self._outbox.take()
         self._taken = Ready(
             soft_state, hard_state, entries, log.snapshot, committed, messages, responses, read_states, must_sync
         )
         return self._taken
 
-    def take_messages(self) -> Sequence[Message]:
-        """Messages since the last Ready that need not wait for its disk: a slow one silences no heartbeats."""
-        messages, self._messages = self._messages, []
-        return messages
-
     def take_unsynced(self) -> tuple[Sequence[Message], Sequence[ReadState]]:
-        """Messages and reads since the last Ready that need not wait for its disk: a slow one holds up neither."""
+        """What came up since the last Ready and need not wait for its disk: messages to send, reads that may be served.
+
+        For a driver whose disk is slow, between :meth:`ready` and :meth:`advance`, as often as it likes: heartbeats go
+        out, and reads begin and end. What a read waits for is on the disks of a quorum, whatever became of this one; it
+        is served when its index is applied, as always.
+        """
         if self._leadership is not None:
             self._leadership.serve_reads()
-        messages, self._messages = self._messages, []
-        read_states, self._read_states = self._read_states, []
-        return messages, read_states
-
-    @property
-    def change_is_pending(self) -> bool:
-        """Whether this node leads and would make nothing of a change of the members now."""
-        return self._leadership is not None and self._leadership.pending_conf_index > self.log.applied
+        return self._outbox.take_unsynced()
 
     def advance(self, ready: Ready) -> None:
         """All of ``ready`` is durable, and its committed entries were handed on in order.
@@ -300,19 +314,18 @@ class RaftNode:
         self._taken = None
         log = self.log
         if ready.entries:
-            last = ready.entries[-1]
-            log.stable_to(last.index, last.term)
+            log.stable_to(ready.entries)
         if ready.snapshot is not None:
             log.snapshot = None
             log.applied_to(ready.snapshot.meta.index)
         if self._leadership is not None:
             self._leadership.own_log_is_durable()
-        if self._to_self:
-            messages, self._to_self = self._to_self, []
-            for message in messages:
-                self.step(message)
+        if self._outbox.taken_votes:
+            self._count_own_votes()
         if ready.committed:
             log.applied_to(ready.committed[-1].index)
+            if self._leadership is not None and self._leadership.uncommitted_bytes:
+                self._leadership.handed_on(ready.committed)
             self._maybe_leave_joint()
         if self._parked is not None:
             message, self._parked = self._parked, None
@@ -322,30 +335,31 @@ class RaftNode:
 
     def send(self, message: Message) -> None:
         """Send as this node. What promises something durable waits for the disk; the rest does not (etcd raft.go)."""
-        message.sender = message.sender or self.config.id
-        if message.term == 0 and message.type not in _FORWARDED:
-            message.term = self.term
-        if message.type not in _AFTER_SYNC:
-            self._messages.append(message)
-        elif message.to == self.config.id:
-            self._to_self.append(message)
-        else:
-            self._responses.append(message)
+        self._outbox.put(message, self.term)
 
     def step(self, message: Message) -> None:
-        """Take one message from a peer; what follows from it waits in :meth:`ready`."""
-        kind = message.type
-        if kind is MessageType.SNAPSHOT and self._taken is not None:
-            self._parked = message  # its members must not be changed by what is being applied now and is older
-            return
-        if message.term > self.term:
+        """Take one message from a peer; what follows from it waits in :meth:`ready`.
+
+        What no member can have said is dropped, see :mod:`twistedkv.raft.soundness`.
+
+        Raises:
+            InvariantError: a leader says that entries are committed which this node acknowledged and has not.
+        """
+        kind, sender = message.type, message.sender
+        if not is_sound(message) or (sender == self.config.id and kind is not MessageType.TRANSFER_LEADER):
+            return  # nobody else speaks for this node; a hand-over bears the name of its target
+        if kind in _ANSWERS and sender not in self.progress:
+            return  # removed in the meantime: it shall not make anybody step down (etcd raft/node.go, run)
+        if message.term == self.term or kind in FORWARDED:
+            pass
+        elif message.term > self.term:
             if kind in _VOTES and self._has_lease() and message.context != TRANSFER:
                 return  # Raft thesis §4.2.3: a leader was heard of lately, this may be a removed member
             if kind is MessageType.PRE_VOTE or (kind is MessageType.PRE_VOTE_RESPONSE and not message.reject):
                 pass  # Raft thesis §9.6: nobody's term moves before an election can be won
             else:
                 self._become_follower(message.term, message.sender if kind in _FROM_LEADER else NOBODY)
-        elif 0 < message.term < self.term:
+        else:
             self._answer_stale(message)
             return
         if kind in _VOTES:
@@ -392,49 +406,38 @@ class RaftNode:
             self.send(Message(response, message.sender, reject=True))
 
     def _on_leader_message(self, message: Message) -> None:
-        if self.role is not Role.FOLLOWER:
+        if self._candidacy is not None:
             self._become_follower(self.term, message.sender)  # Raft §5.2: another one has won this term
+        elif self.leader != message.sender:
+            if self.leader != NOBODY:
+                return  # Raft §5.2: one leader a term, so one of the two is none
+            self.leader = message.sender
         self._election_elapsed = 0
-        self.leader = message.sender
-        match message.type:
-            case MessageType.APPEND:
-                self._on_append(message)
-            case MessageType.HEARTBEAT:
-                self.log.commit_to(message.commit)
-                self.send(Message(MessageType.HEARTBEAT_RESPONSE, message.sender, context=message.context))
-            case _:
-                index = self.log.last_index if self._restore(message.snapshot) else self.log.committed
-                self.send(Message(MessageType.APPEND_RESPONSE, message.sender, index=index))
-
-    def _on_append(self, message: Message) -> None:
-        log = self.log
-        entries = message.entries
-        if entries and (entries[0].index, entries[-1].index) != (message.index + 1, message.index + len(entries)):
-            return  # no member sends that; whoever does shall not make a hole in the log
-        response = Message(MessageType.APPEND_RESPONSE, message.sender, index=message.index)
-        if message.index < log.committed:
-            response.index = log.committed  # what is committed is the same everywhere (Raft §5.4)
-        elif log.maybe_append(message.index, message.log_term, entries):
-            response.index = message.index + len(entries)
-            log.commit_to(min(message.commit, response.index))  # Raft §5.3: not beyond what is known to be the leader's
+        if message.type is _SNAPSHOT and self._taken is not None:
+            self._parked = message  # its members must not be changed by what is being applied now and is older
         else:
-            response.reject = True
-            response.reject_hint, response.log_term = log.conflict_hint(message.index, message.log_term)
-        self.send(response)
+            self._following.take(message)
 
     def _step_follower(self, message: Message) -> None:
         match message.type:
             case MessageType.PROPOSE | MessageType.TRANSFER_LEADER | MessageType.READ_INDEX:
                 if self.leader != NOBODY:
-                    message.to = self.leader
+                    message.to, message.term = self.leader, 0
                     self.send(message)
             case MessageType.TIMEOUT_NOW:
-                self._campaign(transfer=True)  # Raft thesis §3.10
+                if self.leader in (message.sender, NOBODY):
+                    self._campaign(transfer=True)  # Raft thesis §3.10
             case MessageType.READ_INDEX_RESPONSE:
-                if message.entries:
+                if message.sender == self.leader:
                     self.answer_read(ReadState(message.index, message.entries[0].data))
             case _:
                 pass  # answers to what this node asked in another role
+
+    def _count_own_votes(self) -> None:
+        votes, self._outbox.taken_votes = self._outbox.taken_votes, []
+        for vote in votes:
+            if self._candidacy is not None:
+                self._step_candidate(self._candidacy, vote)
 
     def _step_candidate(self, candidacy: Candidacy, message: Message) -> None:
         match candidacy.count(message):
@@ -473,9 +476,9 @@ class RaftNode:
         self._leadership.propose([b""])  # Raft §5.4.2, §8: what is before commits with an entry of this term
 
     def _campaign(self, *, transfer: bool) -> None:
-        if self.role is Role.LEADER or not self._is_promotable:
+        if self.role is Role.LEADER or not self._is_promotable or self.term == _LAST_TERM:
             return
-        if any(entry.type is not EntryType.NORMAL for entry in self.log.to_apply()):
+        if _any_changes(self.log.to_apply()):
             return  # the configuration to campaign by is known to be over (etcd raft.go, hup)
         if self.config.pre_vote and not transfer:
             self._become_pre_candidate()
@@ -502,12 +505,12 @@ class RaftNode:
 
     def answer_read(self, state: ReadState) -> None:
         """Hand a read of this node's own to the driver."""
-        self._read_states.append(state)
+        self._outbox.read_states.append(state)
 
     def _forward(self, entries: Sequence[Entry]) -> None:
         if self.leader == NOBODY:
             raise ProposalDropped("no leader")
-        self.send(Message(MessageType.PROPOSE, self.leader, entries=entries))
+        self._following.forward(self.leader, entries)
 
     # --- configuration and snapshots ---------------------------------------------------------------
 
@@ -515,6 +518,8 @@ class RaftNode:
         self.configuration = configuration
         self._follow_configuration()
         if self._leadership is None:
+            if self._candidacy is not None and self.config.id not in configuration.all_voters:
+                self.step_down()  # who has no vote leads nobody, whatever others answer yet
             return
         if self.config.id not in configuration.all_voters:
             if self.config.step_down_on_removal:
@@ -529,7 +534,7 @@ class RaftNode:
         for member in sorted(self.configuration.members):
             known = self.progress.get(member)
             if known is None:
-                known = Progress(next_index, self.config.max_inflight)
+                known = Progress(next_index, self.config.max_inflight, self.config.max_inflight_bytes)
                 known.recent_active = True  # a leader does not step down because it added a member just now
             progress[member] = known
         self.progress = progress
@@ -541,18 +546,7 @@ class RaftNode:
             with suppress(ProposalDropped):  # while handing over; the next one applied asks again
                 lead.propose_entries([confchange.encode(raft_pb2.ConfChangeV2())])
 
-    def _restore(self, snapshot: Snapshot | None) -> bool:
-        """Take a snapshot in place of the log; false if this node has no use for it."""
-        if snapshot is None or snapshot.meta.index <= self.log.committed:
-            return False
-        meta = snapshot.meta
-        configuration = Configuration.of(meta.conf_state)
-        if self.config.id not in configuration.all_voters | configuration.learners:
-            return False  # it does not know this node: installing it could leave a cluster without a quorum
-        if meta.index <= self.log.last_index and self.log.term(meta.index) == meta.term:
-            self.log.commit_to(meta.index)  # Raft §7: the log has it all already
-            return False
-        self.log.restore(snapshot)
+    def begin_with(self, configuration: Configuration) -> None:
+        """Know these members, and nothing of how far they are."""
         self.progress = {}
         self._switch(configuration)
-        return True

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
+from typing import Final
 
 from twistedkv.raft.log import NO_LIMIT
 
@@ -21,6 +22,10 @@ class ProgressState(Enum):
     PROBE = "StateProbe"
     REPLICATE = "StateReplicate"
     SNAPSHOT = "StateSnapshot"
+
+
+_REPLICATE: Final = ProgressState.REPLICATE  # a name of the module is found ten times as fast
+_SNAPSHOT: Final = ProgressState.SNAPSHOT
 
 
 class Progress:
@@ -88,7 +93,7 @@ class Progress:
     @property
     def is_paused(self) -> bool:
         """Whether it gets no entries for now."""
-        return self.is_paused_by_probe or self.state is ProgressState.SNAPSHOT
+        return self.is_paused_by_probe or self.state is _SNAPSHOT
 
     @property
     def is_window_full(self) -> bool:
@@ -101,7 +106,7 @@ class Progress:
         Args:
             size_bytes: of its payload; it counts only where there is a limit to it.
         """
-        if self.state is ProgressState.REPLICATE:
+        if self.state is _REPLICATE:
             if last >= self.next:
                 self.next = last + 1
                 self.inflight.append((last, size_bytes))

@@ -39,8 +39,13 @@ def majority_vote(voters: Collection[int], votes: Mapping[int, bool]) -> VoteRes
     if not voters:
         return VoteResult.WON
     needed = len(voters) // 2 + 1
-    granted = sum(votes.get(voter, False) for voter in voters)
-    silent = sum(voter not in votes for voter in voters)
+    granted = silent = 0
+    for voter in voters:
+        vote = votes.get(voter)
+        if vote:
+            granted += 1
+        elif vote is None:
+            silent += 1
     if granted >= needed:
         return VoteResult.WON
     return VoteResult.PENDING if granted + silent >= needed else VoteResult.LOST

@@ -4,6 +4,10 @@ The leader notes its commit index, asks everyone by a heartbeat whether it still
 read may be served from any state that has applied that index. All reads of a turn share one such round. Each round has
 a number of its own, which the heartbeats carry: an answer to a heartbeat before it proves nothing about it
 (etcd-io/raft#397).
+
+A leader that reads by lease asks with every heartbeat, whether anybody reads or not. From when a round began, those who
+answered it elect nobody else for an election timeout (Raft thesis §6.4.1). etcd goes by its CheckQuorum instead, which
+looks back twice as far (etcd-io/raft#166).
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ class ReadRequest(NamedTuple):
 class _Round:
     number: int
     index: int  # committed when the round began
+    tick: int  # when it did
     requests: list[ReadRequest]
     acknowledged: dict[int, bool] = field(default_factory=dict)
 
@@ -39,13 +44,14 @@ class ReadIndex:
 
     def __init__(self) -> None:
         self.waiting: list[ReadRequest] = []  # for a round to begin
+        self.confirmed_tick: int | None = None  # when the newest round began that a quorum has confirmed
         self._rounds = deque[_Round]()
         self._number = 0
 
-    def begin(self, committed: int) -> None:
-        """Begin a round for all that wait."""
+    def begin(self, committed: int, tick: int) -> None:
+        """Begin a round for all that wait, at the leader's ``tick``."""
         self._number += 1
-        self._rounds.append(_Round(self._number, committed, self.waiting))
+        self._rounds.append(_Round(self._number, committed, tick, self.waiting))
         self.waiting = []
 
     @property
@@ -63,6 +69,8 @@ class ReadIndex:
         if len(context) != _NUMBER.size:
             return []
         (number,) = _NUMBER.unpack(context)
+        if number > self._number:
+            return []  # nobody was asked that
         done = 0
         for position, pending in enumerate(self._rounds):
             if pending.number <= number:
@@ -70,4 +78,6 @@ class ReadIndex:
                 if joint_vote(voters, outgoing, pending.acknowledged | {myself: True}) is VoteResult.WON:
                     done = position + 1
         confirmed = [self._rounds.popleft() for _ in range(done)]
+        if confirmed:
+            self.confirmed_tick = confirmed[-1].tick
         return [(pending.index, pending.requests) for pending in confirmed]

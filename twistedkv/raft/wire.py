@@ -22,6 +22,7 @@ from twistedkv.wire import varint
 _TYPES: Final = {int(each): each for each in MessageType}
 _ENTRY_TYPES: Final = {int(each): each for each in EntryType}
 _NORMAL: Final = EntryType.NORMAL
+_new: Final = tuple.__new__  # makes an entry in half the time that its class needs for it
 
 # snapshot { metadata { conf_state { auto_leave: false } index: 0 term: 0 } }
 _NO_SNAPSHOT: Final = bytes.fromhex("4a0a12080a02280010001800")
@@ -188,7 +189,7 @@ def _entry(decoded: raft_pb2.Entry) -> Entry:
         unknown = UnknownFieldSet(decoded)
         if any(unknown[each].field_number == raft_pb2.Entry.TYPE_FIELD_NUMBER for each in range(len(unknown))):
             raise DecodeError(f"entry {decoded.Index} is of a type that is not known")
-    return Entry(decoded.Term, decoded.Index, decoded.Data, _NORMAL)
+    return _new(Entry, (decoded.Term, decoded.Index, decoded.Data, _NORMAL))
 
 
 def _snapshot(decoded: raft_pb2.Snapshot) -> Snapshot:
