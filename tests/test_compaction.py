@@ -241,3 +241,111 @@ class SweeperTests(SynchronousTestCase):
         self.sweeper.sweep()
         self.clock.pump([0.01] * 10)
         self.assertEqual(self.rows(), 1)
+
+
+class ReplacedTests(SynchronousTestCase):
+    """A sweeper whose database is replaced by that of a snapshot, while one thing or another goes on."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.store = Store(KeyIndex(1 << 20))
+        for number in range(30):
+            self.store.begin()
+            self.store.put(b"key", b"%d" % number, 0)
+            self.store.end()
+        self.asked: list[Deferred[tuple[int, int]]] = []  # batches that the storage thread has not answered
+        self.sweeper = Sweeper(self.store, self.read, self.clock, 0, Metrics())
+
+    def tearDown(self) -> None:
+        self.sweeper.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def read(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        asked: Deferred[Any] = Deferred()
+        self.asked.append(asked)
+        return asked
+
+    def replace(self, compacted: int, done: int) -> None:
+        """Another database, compacted up to ``compacted`` and swept up to ``done``."""
+        self.store.compacted = compacted
+        self.sweeper.restored(done)
+
+    def test_in_a_pause(self) -> None:
+        """What was being swept is over; what the new database has not swept yet begins."""
+        self.store.compact(10)
+        self.sweeper.sweep()
+        self.asked.pop().callback((5, 77))
+        self.sweeper.hold()
+        self.replace(20, 10)
+        self.assertEqual(len(self.asked), 1)
+        self.clock.advance(1)
+        self.assertEqual(len(self.asked), 1)
+        self.asked.pop().callback((5, 0))
+        self.assertEqual(self.sweeper.done, 20)
+
+    def test_a_batch_is_under_way(self) -> None:
+        """The answer to a batch of the old database means nothing to the new one, which is swept already."""
+        self.store.compact(10)
+        self.sweeper.sweep()
+        late = self.asked.pop()
+        self.sweeper.hold()
+        self.replace(20, 20)
+        late.callback((5, 0))
+        self.assertEqual((self.sweeper.done, self.asked, self.sweeper.rows_deleted), (20, [], 0))
+
+    def test_held_by_others(self) -> None:
+        """Whoever copies the state goes on holding: the new database is swept when they are done."""
+        self.sweeper.hold()
+        self.sweeper.hold()
+        self.replace(20, 10)
+        self.assertEqual(self.asked, [])
+        self.sweeper.release()
+        self.assertEqual(len(self.asked), 1)
+
+    def test_held_in_the_middle(self) -> None:
+        """A sweep that was held in the middle of the old database begins at the beginning of the new one."""
+        self.store.compact(10)
+        self.sweeper.sweep()
+        self.sweeper.hold()
+        self.asked.pop().callback((5, 77))
+        self.clock.advance(1)
+        self.assertEqual(self.asked, [])
+        self.replace(20, 10)
+        self.assertEqual(len(self.asked), 1)
+
+    def test_trouble_before(self) -> None:
+        """A batch that the old database refused is not tried on the new one."""
+        self.store.compact(10)
+        self.sweeper.sweep()
+        self.asked.pop().errback(BackendError("disk full"))
+        self.sweeper.hold()
+        self.replace(20, 20)
+        self.clock.advance(2)
+        self.assertEqual(self.asked, [])
+
+    def test_whoever_waits(self) -> None:
+        """Of those who wait for rows to go, the ones that the snapshot has without them are told at once."""
+        self.store.compact(10)
+        first = self.sweeper.swept(10)
+        second = self.sweeper.swept(25)
+        self.asked.clear()
+        self.sweeper.hold()
+        self.replace(25, 20)
+        self.successResultOf(first)
+        self.assertNoResult(second)
+        self.asked.pop().callback((1, 0))
+        self.successResultOf(second)
+
+    def test_after_the_end(self) -> None:
+        """After the end nothing begins, whatever comes back or is let go."""
+        self.store.compact(10)
+        self.sweeper.sweep()
+        self.store.compact(20)
+        answered, refused = self.asked.pop(), Deferred[Any]()
+        self.sweeper.hold()
+        self.sweeper.stop()
+        answered.callback((5, 77))
+        self.sweeper._read_backend = lambda *_: refused
+        self.sweeper.release()
+        self.replace(20, 10)
+        self.assertEqual(self.asked, [])

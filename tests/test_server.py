@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.nopeers import NoPeers
-from tests.station import Answer, RefusingMemory, Station
+from tests.station import Answer, RefusingMemory, Station, UnreadableMemory
 from tests.workers import SteppedWorker
+from twistedkv import server, statekeeper
 from twistedkv.errors import (
     KVError,
     NoSpaceError,
     RequestTimeoutError,
     RequestTooLargeError,
     StoppedError,
+    TooManyRequestsError,
 )
 from twistedkv.members import MemberInfo
 from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
+from twistedkv.pb.raft_pb2 import ConfChange, ConfChangeRemoveNode
 from twistedkv.pb.rpc_pb2 import (
     CompactionRequest,
     Compare,
@@ -32,13 +36,14 @@ from twistedkv.pb.rpc_pb2 import (
     TxnResponse,
 )
 from twistedkv.server import Member
-from twistedkv.storage.backend import Bucket
+from twistedkv.storage.backend import BackendError, Bucket, Size
+from twistedkv.storage.mvcc import Loan
 
 ME = 7
 
 
-class MemberTests(SynchronousTestCase):
-    """Writes through Raft, the log and the state."""
+class MemberCase(SynchronousTestCase):
+    """A member alone."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -60,6 +65,10 @@ class MemberTests(SynchronousTestCase):
 
     def grant(self, lease_id: int, ttl_s: int) -> None:
         self.station.propose(InternalRaftRequest(lease_grant=LeaseGrantRequest(ID=lease_id, TTL=ttl_s)))
+
+
+class MemberTests(MemberCase):
+    """Writes through Raft, the log and the state."""
 
     def test_a_put_is_answered_with_its_revision(self) -> None:
         """A put comes back with etcd's header: ids, the new revision, the term."""
@@ -205,6 +214,21 @@ class MemberTests(SynchronousTestCase):
         backend.refuses = False
         self.start()
         self.assertIsNotNone(self.station.get(b"a"))
+
+    def test_a_stop_on_a_full_disk(self) -> None:
+        """A member whose log has no room stops in order, and has everything that was answered when it is back."""
+        member = self.start()
+        for _ in range(2):
+            self.station.put(b"a")
+            self.clock.advance(0)
+        self.disk.full = True
+        waiting = self.station.put(b"b")
+        self.clock.advance(0)
+        self.stop(member)
+        self.assertIsInstance(waiting.error, StoppedError)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.disk.full = False
+        self.assertEqual(self.start().revision, 3)
 
     def test_the_quota_raises_the_alarm(self) -> None:
         """A write beyond the quota is refused and raises NOSPACE; from then on the log refuses puts, not deletes."""
@@ -364,3 +388,203 @@ class MemberTests(SynchronousTestCase):
         self.assertEqual(told, [2, 4, 2, 4, 5])
         self.stop(member)
         self.assertEqual([call for call in self.clock.getDelayedCalls() if call.active()], [])
+
+
+class SeamTests(MemberCase):
+    """What the services, and whatever else stands around a member, are given."""
+
+    def read_all(self, member: Member) -> Deferred[Any]:
+        return member.read_backend(lambda backend: len(backend.scan(0, 1 << 62, 100)))
+
+    def test_facts(self) -> None:
+        """What a member says of itself."""
+        member = self.start()
+        self.station.put(b"k")
+        self.clock.advance(0)
+        self.assertEqual((member.leader, member.committed, member.applied, member.applied_term), (ME, 3, 3, 2))
+        self.assertEqual(
+            (member.is_learner, member.stopped, member.installing, member.pending), (False, False, False, 0)
+        )
+        self.assertEqual(list(member.progress), [ME])
+        self.assertGreater(member.wal_bytes_written, 0)
+        self.assertEqual(member.size, Size(0, 0))
+        self.assertEqual(member.version_json, b'{"etcdserver":"3.5.1","etcdcluster":"not_decided"}')
+        member.applier.cluster_version = "3.5.0"
+        self.assertEqual(member.version_json, b'{"etcdserver":"3.5.1","etcdcluster":"3.5.0"}')
+
+    def test_too_much_to_apply(self) -> None:
+        """While the state is far behind the log, requests are refused with etcd's error."""
+        self.patch(server, "_MOST_UNAPPLIED_ENTRIES", 3)
+        self.patch(statekeeper, "BACKLOG_ROWS", 0)
+        member = self.start()
+        worker = self.station.slow_database()
+        waiting = [self.station.put(b"k") for _ in range(2)]
+        self.clock.advance(0)
+        waiting += [self.station.put(b"k") for _ in range(4)]
+        self.clock.advance(0)
+        self.assertIsInstance(self.station.put(b"k").error, TooManyRequestsError)
+        worker.release()
+        self.assertEqual(waiting[-1].revision, 7)
+        after = self.station.put(b"k")
+        self.clock.advance(0)
+        self.assertEqual((after.revision, member.revision), (8, 8))
+
+    def test_compacting(self) -> None:
+        """A compaction that the member asks for itself is answered as any other."""
+        member = self.start()
+        self.station.put(b"k")
+        compacted = member.compact(2)
+        self.clock.advance(0)
+        self.successResultOf(compacted)
+        self.assertEqual(member.store.compacted, 2)
+        refused = member.compact(9)
+        self.clock.advance(0)
+        self.failureResultOf(refused, KVError)
+
+    def test_compacting_by_itself(self) -> None:
+        """Automatic compaction begins and ends with the member."""
+        self.station.options = {"auto-compaction-mode": "revision", "auto-compaction-retention": "2"}
+        member = self.start()
+        for _ in range(5):
+            self.station.put(b"k")
+        self.clock.advance(0)
+        self.clock.pump([1.0] * 301)
+        self.assertEqual(member.store.compacted, 4)
+        self.stop(member)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_reading_the_database(self) -> None:
+        """Whoever reads the database finds everything in it that was applied before."""
+        member = self.start()
+        self.station.put(b"k")
+        self.clock.advance(0)
+        self.assertEqual(self.successResultOf(self.read_all(member)), 1)
+        self.assertEqual(len(self.successResultOf(member.on_storage_thread(lambda backend: backend.rows([])))), 0)
+        self.assertEqual(self.successResultOf(member.fetch(())), Loan({}, {}))
+
+    def test_watchers_wait_for_a_database_that_fails(self) -> None:
+        """A database that cannot be read delays watchers of the past, and stops nothing."""
+        backend = self.station.backend = UnreadableMemory()
+        member = self.start()
+        for _ in range(3):
+            self.station.put(b"k")
+        self.clock.advance(0)
+        told: list[int] = []
+        backend.error = BackendError("the disk is gone")
+        member.hub._history.clear(member.revision + 1)  # what is in memory would do
+        member.hub.observe(b"k", b"", 2, lambda revision, _: told.append(revision))
+        self.clock.pump([0.1] * 20)
+        self.assertEqual((told, self.failures), ([], []))
+        backend.error = None
+        self.clock.pump([0.1] * 20)
+        self.assertEqual(told, [2, 3, 4])
+
+    def test_watchers_and_a_mistake_of_ours(self) -> None:
+        """What must not happen while the past is read stops the member."""
+        backend = self.station.backend = UnreadableMemory()
+        member = self.start()
+        self.station.put(b"k")
+        self.clock.advance(0)
+        backend.error = RuntimeError("a mistake")
+        member.hub._history.clear(member.revision + 1)
+        member.hub.observe(b"k", b"", 2, lambda *_: None)
+        self.clock.pump([0.1] * 5)
+        self.assertEqual([type(each) for each in self.failures], [RuntimeError])
+        self.flushLoggedErrors(RuntimeError)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_whoever_waits_for_an_index(self) -> None:
+        """``when_applied`` calls at once if the state has the index, and otherwise as soon as it has."""
+        member = self.start()
+        told: list[str] = []
+        member.when_applied(member.applied, lambda: told.append("has it"))
+        member.when_applied(member.applied + 1, lambda: told.append("gets it"))
+        self.assertEqual(told, ["has it"])
+        self.station.put(b"k")
+        self.clock.advance(0)
+        self.assertEqual(told, ["has it", "gets it"])
+
+    def test_whoever_waits_for_a_leader(self) -> None:
+        """Whoever takes back that it waits for a leader is not called, also if that happens in the same change."""
+        member = self.station.open(self.clock, NoPeers)
+        told: list[str] = []
+
+        def first() -> None:
+            told.append("first")
+            cancel()
+
+        member.when_leader(first)
+        cancel = member.when_leader(lambda: told.append("second"))
+        member.start()
+        self.clock.advance(0)
+        self.assertEqual(told, ["first"])
+        cancel()
+        self.assertEqual(member.leader_changes, [])
+
+    def test_later(self) -> None:
+        """What is to happen later happens once, and not after the end."""
+        member = self.start()
+        told: list[str] = []
+        member.later(1.0, told.append, "one")
+        member.later(2.0, told.append, "two")
+        self.clock.advance(1.0)
+        self.clock.advance(0.5)
+        self.stop(member)
+        self.clock.advance(1.0)
+        self.assertEqual(told, ["one"])
+
+    def test_a_slow_batch_is_counted(self) -> None:
+        """A batch that takes long to apply is counted, as etcd counts slow applies."""
+        member, clock = self.start(), self.clock
+
+        class Slow(Answer):
+            def reply(self, message: bytes) -> None:
+                super().reply(message)
+                clock.advance(0.2)
+
+        answer = Slow()
+        member.propose(InternalRaftRequest(put=PutRequest(key=b"k")).SerializeToString(), answer)
+        self.clock.advance(0)
+        self.assertTrue(answer.done)
+        self.assertEqual(member.metrics.slow_applies, 1)
+
+    def test_after_the_end(self) -> None:
+        """A member that has stopped refuses everything, and stopping it again does nothing."""
+        member = self.start()
+        self.stop(member)
+        self.stop(member)
+        member.leave()
+        self.assertEqual(self.failures, [])
+        self.failureResultOf(member.reconfigure(ConfChange(type=ConfChangeRemoveNode, node_id=ME)), StoppedError)
+        self.assertIsInstance(self.station.read().error, StoppedError)
+        self.assertIsNone(member._snapshot_to_come())
+        self.assertFalse(member.may_read)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_whoever_asks_again_when_it_ends(self) -> None:
+        """A client that asks again from within the answer that the member stops is refused, and nothing is left."""
+        member = self.start()
+        again = Answer()
+
+        class Again(Answer):
+            def fail(self, error: BaseException) -> None:
+                super().fail(error)
+                member.propose(InternalRaftRequest(put=PutRequest(key=b"k")).SerializeToString(), again)
+                member.when_readable(lambda: None, lambda error: None)
+                member.reconfigure(ConfChange(type=ConfChangeRemoveNode, node_id=ME)).addErrback(lambda _: None)
+
+        member.propose(InternalRaftRequest(put=PutRequest(key=b"k")).SerializeToString(), Again())
+        self.stop(member)
+        self.assertIsInstance(again.error, StoppedError)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_full_disk_with_nobody_to_hand_over_to(self) -> None:
+        """A leader whose disk is full, and who reaches nobody else, leads on and waits for room."""
+        member = self.start()
+        self.disk.full = True
+        waiting = self.station.put(b"k")
+        self.clock.pump([0.1] * 20)
+        self.assertTrue(member.is_leader)
+        self.disk.full = False
+        self.clock.pump([0.1] * 6)
+        self.assertEqual(waiting.revision, 2)

@@ -165,15 +165,16 @@ class Applying:
                 return False
         # Before anybody hears of it: an answer may lead to a flush, whose batch says for which index it stands.
         self.index, self.term = entry.index, entry.term
-        waiting = self._waiting.take(request.header.ID)
         try:
             done = applier.apply(request)
         except KVError as error:
             if applier.store.changed:
                 raise InvariantError(f"entry {entry.index} failed half-way") from error
+            waiting = self._waiting.take(request.header.ID)
             if waiting is not None:
                 waiting.fail(error)
         else:
+            waiting = self._waiting.take(request.header.ID)
             if waiting is not None:
                 waiting.reply(self._header.field(done.revision, self._listener.term) + done.body)
             if request.HasField("compaction"):

@@ -23,7 +23,7 @@ from twistedkv.installation import Installation
 from twistedkv.logwriter import LogWriter
 from twistedkv.proposals import Proposals
 from twistedkv.protocols.turn import Turn
-from twistedkv.raft.messages import Entry, EntryType, Message, ProposalDropped, Ready, Snapshot, SoftState
+from twistedkv.raft.messages import Entry, EntryType, Message, ProposalDropped, ReadState, Ready, Snapshot, SoftState
 from twistedkv.raft.node import RaftNode
 from twistedkv.reads import ReadGate
 from twistedkv.replication import Replication
@@ -163,6 +163,8 @@ class Driving:
                 self._on_soft_state(ready.soft_state)
             if ready.messages:
                 self._replication.send(ready.messages)
+            if ready.read_states:
+                self._answer_reads(ready.read_states)
             if ready.snapshot is not None:
                 Deferred.fromCoroutine(self._install(ready, ready.snapshot)).addErrback(self._halt)
             elif ready.must_sync:
@@ -207,6 +209,10 @@ class Driving:
         messages, read_states = self._node.take_unsynced()
         if messages:
             self._replication.send(messages)
+        self._answer_reads(read_states)
+
+    def _answer_reads(self, read_states: Sequence[ReadState]) -> None:
+        """The quorum has confirmed these: whatever our own disk does, they wait for nothing but the state."""
         for state in read_states:
             self._reads.answered(state.context, state.index)
         if read_states:
@@ -224,8 +230,6 @@ class Driving:
         """``ready`` is durable: tell the others and the node, and apply what it says is committed."""
         if ready.responses:
             self._replication.send(ready.responses)
-        for state in ready.read_states:
-            self._reads.answered(state.context, state.index)
         committed = () if ready is self._carried_out else ready.committed
         self._carried_out = None
         self._note_members(committed)

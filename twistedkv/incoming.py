@@ -152,9 +152,7 @@ class Receiving:
             if former is not None:
                 incoming.delete(former)
             incoming.waiting[index] = self._path
-            while (
-                len(incoming.waiting) > MOST_WAITING
-            ):  # while one is being installed, which may take as long as it likes
+            while len(incoming.waiting) > MOST_WAITING:  # one may be being installed for as long as it likes
                 incoming.delete(incoming.waiting.pop(next(iter(incoming.waiting))))
             incoming._arrived(message)
 

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from twistedkv.metrics import Metrics
 from twistedkv.raft.messages import HardState, Ready
-from twistedkv.storage.wal import WAL, DiskFullError
+from twistedkv.storage.wal import WAL, DiskFullError, WALError
 from twistedkv.storage.worker import StorageWorker
 
 INLINE_SYNC_S = 0.002  # a disk slower than this on average is never waited for on the reactor's thread
@@ -100,7 +100,10 @@ class LogWriter:
     async def stop(self) -> None:
         """Let the disk finish what it is doing, and close the log."""
         self.abandon()
-        await self._worker.run(self._wal.close)
+        try:
+            await self._worker.run(self._wal.close)
+        except WALError as error:  # it is closed all the same; what it lacks is a commit index, which others know too
+            _log.warn("the log was closed without its last commit index: {error}", error=error)
 
     def abandon(self) -> None:
         """Begin nothing more."""
@@ -118,8 +121,8 @@ class LogWriter:
             self._learn()
             if not self._stopped:
                 self.busy = False
+                self._next_job()  # before the next batch: under load there always is one
                 durable(ready)
-                self._next_job()
 
         def failed(failure: Failure) -> None:
             if isinstance(failure.value, DiskFullError):

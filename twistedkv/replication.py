@@ -114,9 +114,8 @@ class Replication:
         if member is not None:
             self._set_peer(member.id, member.peer_urls)
             if before is not None and before.peer_urls != member.peer_urls:
-                self.snapshot_sent(
-                    member.id, ok=False
-                )  # one on its way to the old URLs is given up, and nobody says so
+                # What was on its way to the old URLs is given up, and the transport does not say so.
+                self.snapshot_sent(member.id, ok=False)
         else:
             self._remove_peer(change.node_id)
 

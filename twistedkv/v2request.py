@@ -55,6 +55,6 @@ def _attributes(member_id: int, text: str) -> ClusterMemberAttrSetRequest:
     try:
         fields = json.loads(text)
         attributes = Attributes(name=fields.get("name", ""), client_urls=fields.get("clientURLs") or ())
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"a member's attributes are {text!r}") from error
     return ClusterMemberAttrSetRequest(member_ID=member_id, member_attributes=attributes)

@@ -337,6 +337,20 @@ class SnapshotTests(NetworkCase):
         self.assertEqual(self.first.snapshots, [(2, False)])
         self.assertEqual(self.second.messages, [])
 
+    def test_new_url_is_a_failed_delivery(self) -> None:
+        """A member that is found at another URL while a snapshot is on its way does not get it; the sender knows."""
+        self.network.introduce()
+        self.second.slow_sinks = True
+        self.one.send_snapshot(snapshot(2, 1), pieces(50, 100_000), 0xABCDEF)
+        self.network.settle()
+        self.one.set_peer(2, [self.network.url(2)])  # the same as before: it goes on
+        self.network.settle()
+        self.assertEqual(self.first.snapshots, [])
+        self.one.set_peer(2, [self.network.url(3), self.network.url(2)])
+        self.network.settle()
+        self.assertEqual(self.first.snapshots, [(2, False)])
+        self.assertEqual(self.second.messages, [])
+
     def test_unreadable_database_is_a_failed_delivery(self) -> None:
         """If the sender cannot read its own database, the receiver is not given a part of it as a whole."""
 

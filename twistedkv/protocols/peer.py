@@ -107,6 +107,8 @@ class Peers:
         link = self._links.get(member_id)
         if link is not None and link.urls == parsed:
             return
+        if link is not None and link.sends_snapshot:  # which ends with its link: Raft has to send another one
+            self.reactor.callLater(0, self.receiver.snapshot_sent, member_id, False)
         self.remove_peer(member_id)
         self._links[member_id] = link = PeerLink(self, self._dialler, self._entries, member_id, parsed)
         self._begin_ticking()
@@ -262,6 +264,11 @@ class PeerLink:
         self._askers: list[Asker] = []  # that have nothing to ask
         self._asking: set[Asker] = set()
         self._probe_s = peers.reactor.seconds() + PROBE_INTERVAL_S  # when to ask next
+
+    @property
+    def sends_snapshot(self) -> bool:
+        """Whether a snapshot is on its way."""
+        return bool(self._snapshots)
 
     def start(self) -> None:
         """Dial."""

@@ -147,7 +147,7 @@ class SnapshotBody:
             self._parts = [b"".join(self._parts)] if len(self._parts[0]) < 8 else self._parts
             (length,) = _LENGTH.unpack_from(self._parts[0])
             if length > MAX_SNAPSHOT_MESSAGE_BYTES:
-                self._refuse(error(400, "failed to decode raft message (rafthttp: error limit exceeded)"))
+                self._no_snapshot("failed to decode raft message (rafthttp: error limit exceeded)")
                 return
             needed += length
             if self._size >= needed:
@@ -161,7 +161,7 @@ class SnapshotBody:
         self._complete = True
         if self._sink is None:
             text = "unexpected EOF" if self._size else "EOF"
-            self._refuse(error(400, f"failed to decode raft message ({text})"))
+            self._no_snapshot(f"failed to decode raft message ({text})")
         elif self._saving is None:
             self._finish(self._sink)
 
@@ -169,6 +169,7 @@ class SnapshotBody:
         if not self._over:
             self._over = True
             if self._sink is not None:
+                _log.warn("the snapshot from {sender:x} was cut off", sender=self._sender)
                 self._sink.abort()
                 self._observer.snapshot_received(self._sender, False)
 
@@ -176,14 +177,15 @@ class SnapshotBody:
         try:
             message = decode_message(encoded)
         except UnknownTypeError:
-            self._refuse(error(400, "wrong raft message type"))
+            self._no_snapshot("wrong raft message type")
             return
         except DecodeError:
-            self._refuse(error(400, "failed to decode raft message (unexpected EOF)"))
+            self._no_snapshot("failed to decode raft message (unexpected EOF)")
+            return
+        if message.type is not MessageType.SNAPSHOT:
+            self._no_snapshot("wrong raft message type")
             return
         refused = self._connection.refused(message)
-        if message.type is not MessageType.SNAPSHOT:
-            refused = error(400, "wrong raft message type")
         if refused is not None:
             self._refuse(refused)
             return
@@ -236,6 +238,10 @@ class SnapshotBody:
             self._sink.abort()
             self._observer.snapshot_received(self._sender, False)
         self._refuse(error(500, f"failed to save KV snapshot ({failure.getErrorMessage()})"))
+
+    def _no_snapshot(self, problem: str) -> None:
+        _log.warn("{peer} sent no snapshot: {problem}", peer=self._connection.transport.getPeer(), problem=problem)
+        self._refuse(error(400, problem))
 
     def _refuse(self, answer: Answer) -> None:
         self._over = True

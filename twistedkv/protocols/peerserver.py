@@ -220,6 +220,7 @@ class PeerConnection(TwistedProtocol):
                 elif self._answering or not self._read_head():
                     break
         except Refusal as refusal:
+            _log.warn("{peer}: {problem}", peer=self.transport.getPeer(), problem=refusal.text)
             self._answering = self._close = True
             self.respond(error(refusal.status, refusal.text))
         except ProtocolError as problem:
@@ -320,7 +321,8 @@ class PeerConnection(TwistedProtocol):
         except UnknownTypeError as problem:  # etcd's Raft passes over them as well (raft/node.go, Step)
             _log.warn("{peer} posted {problem}", peer=self.transport.getPeer(), problem=problem)
             return Answer(204, NO_FIELDS, b"")
-        except DecodeError:
+        except DecodeError as problem:
+            _log.warn("{peer} posted no message: {problem}", peer=self.transport.getPeer(), problem=problem)
             return error(400, "error unmarshalling raft message")
         site.observer.received_bytes(message.sender, len(body))
         refused = self.refused(message)
@@ -341,6 +343,13 @@ class PeerConnection(TwistedProtocol):
             reason = b"cannot process message to mismatch member"
         else:
             return None
+        _log.warn(
+            "refused {peer}'s message from {sender:x} to {to:x}: {reason}",
+            peer=self.transport.getPeer(),
+            sender=message.sender,
+            to=message.to,
+            reason=reason.decode("ascii"),
+        )
         site.observer.receive_failed(message.sender)
         return Answer(403, JSON, b'{"message":"%b"}' % reason)
 
@@ -368,11 +377,13 @@ class PeerConnection(TwistedProtocol):
         elif member is None:
             self.refuse(error(404, "invalid from"))
         elif site.receiver.is_removed(member):
+            _log.warn("refused {member:x} a stream: it is a removed member", member=member)
             self.refuse(error(410, "removed member"))
         elif not site.knows(member):
             site.add_remote(member, sender_urls(fields))
             self.refuse(error(404, "error sender not found"))
         elif fields.get("x-raft-to") != f"{site.identity.member_id:x}":
+            _log.warn("refused {member:x} a stream: it takes us for {to}", member=member, to=fields.get("x-raft-to"))
             self.refuse(error(412, "to field mismatch"))
         else:
             self._ended = True

@@ -141,7 +141,8 @@ class MaintenanceService:
             response.errors.extend(alarm_text(each.memberID, each.alarm) for each in member.alarms.listed())
             call.reply(self._header() + response.SerializeToString())
 
-        self._on_backend(call, answer, lambda backend: backend.size())
+        # What is not written yet does not count: a database whose disk is full would have everybody wait.
+        answer_when(self._member.on_storage_thread(lambda backend: backend.size()), call, answer)
 
     def hash_kv(self, call: Call) -> None:
         """Maintenance.HashKV: of all keys as of a revision, without what compaction dropped."""
