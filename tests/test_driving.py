@@ -225,7 +225,6 @@ class FollowerTests(DrivingCase):
         self.assertTrue(read.done)
         worker.release()
 
-
     def test_a_read_that_is_confirmed_together_with_an_append(self) -> None:
         """A read does not wait for what came with its confirmation to be written."""
         self.hear(MessageType.HEARTBEAT)

@@ -17,6 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.station import HeldWorker, Station
 from twistedkv.errors import KVError
 from twistedkv.members import MemberInfo
+from twistedkv.pb.raft_pb2 import ConfChange, ConfChangeAddLearnerNode, ConfChangeAddNode, ConfChangeRemoveNode
 from twistedkv.peering import Reply
 from twistedkv.protocols.receiver import Receiver
 from twistedkv.raft.messages import Message
@@ -151,6 +152,21 @@ class WireEnd:
 def founder(member_id: int) -> MemberInfo:
     """A member as a cluster begins with it."""
     return MemberInfo(member_id, (f"http://192.0.2.{member_id}:2380",), f"m{member_id}")
+
+
+def added(member_id: int) -> ConfChange:
+    """The change by which a member comes in as a voter."""
+    return ConfChange(type=ConfChangeAddNode, node_id=member_id, context=founder(member_id).to_json())
+
+
+def learner(member_id: int) -> ConfChange:
+    """The change by which a member comes in as a learner."""
+    return ConfChange(type=ConfChangeAddLearnerNode, node_id=member_id, context=founder(member_id).to_json())
+
+
+def removed(member_id: int) -> ConfChange:
+    """The change by which a member goes."""
+    return ConfChange(type=ConfChangeRemoveNode, node_id=member_id)
 
 
 class WiredCase(SynchronousTestCase):
