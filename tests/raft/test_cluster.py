@@ -58,6 +58,7 @@ class Server:
             max_inflight_bytes=pick([max(max_size_bytes, 1), NO_LIMIT]),
             max_uncommitted_bytes=pick([3, NO_LIMIT]),
             pre_vote=self.cluster.pre_vote,
+            answers_commits=pick([True, False]),
             max_committed_bytes_per_ready=pick([0, 1000]),
         )
         self.node = RaftNode(

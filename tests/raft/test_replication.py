@@ -195,3 +195,28 @@ class DurabilityTests(SynchronousTestCase):
         self.assertEqual(node.log.stable, 1)
         (answer,) = take(node).responses
         self.assertEqual((answer.to, answer.index), (3, 3))
+
+
+class CommitNoticeTests(SynchronousTestCase):
+    """An append that brings nothing but a commit index."""
+
+    def append(self, node: RaftNode, index: int, commit: int, *entries: Entry) -> list[Message]:
+        """The leader's append, and what the follower answers."""
+        node.step(Message(MessageType.APPEND, 1, 2, term=1, log_term=1, index=index, entries=entries, commit=commit))
+        return sent_in(settle(node))
+
+    def test_is_answered_as_etcd_does(self) -> None:
+        """By default every append has its answer."""
+        node = follower(1, 2, 3)
+        self.append(node, 1, 1, Entry(1, 2, b"a"))
+        self.assertEqual([message.index for message in self.append(node, 2, 2)], [2])
+
+    def test_needs_no_answer(self) -> None:
+        """Where it is left out the index counts all the same; what is asked for, or asked again, is answered."""
+        node = follower(1, 2, 3, answers_commits=False)
+        self.assertEqual([message.index for message in self.append(node, 1, 1, Entry(1, 2, b"a"))], [2])
+        self.assertEqual((self.append(node, 2, 2), node.commit), ([], 2))
+        self.assertEqual([message.index for message in self.append(node, 2, 2)], [2])  # the answer before was lost
+        self.assertEqual([message.index for message in self.append(node, 2, 3, Entry(1, 3, b"b"))], [3])
+        (refused,) = self.append(node, 9, 9)
+        self.assertTrue(refused.reject)

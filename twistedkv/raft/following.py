@@ -63,8 +63,11 @@ class Following:
         if message.index < log.committed:
             response.index = log.committed  # what is committed is the same everywhere (Raft §5.4)
         elif log.maybe_append(message.index, message.log_term, message.entries):
+            committed = log.committed
             response.index = message.index + len(message.entries)
             log.commit_to(min(message.commit, response.index))  # Raft §5.3: not beyond what is known to be the leader's
+            if log.committed > committed and not (message.entries or self._node.config.answers_commits):
+                return
         else:
             response.reject = True
             response.reject_hint, response.log_term = log.conflict_hint(message.index, message.log_term)
