@@ -14,8 +14,10 @@ from twistedkv import proposals
 from twistedkv.errors import (
     ConnectionLostTimeoutError,
     KVError,
+    LeaderChangedError,
     LeaderFailureTimeoutError,
     MemberNotFoundError,
+    NotLeaderError,
     RequestTimeoutError,
     RequestTooLargeError,
     TooManyRequestsError,
@@ -245,6 +247,37 @@ class LeaderTests(ProposalsCase):
         self.drive()
         self.proposals.term_began(2)
         self.assertFalse(answer.done)
+
+    def test_the_word_of_a_leader_is_not_sent_on(self) -> None:
+        """What only a leader may say goes into its own log in its own term, or nowhere: another one has led since."""
+        self.lead()
+        answers = [Answer(), Answer()]
+        self.proposals.add(put(b"in time"), answers[0], leading=True)
+        self.proposals.give()
+        self.assertEqual(InternalRaftRequest.FromString(self.node.log.slice(3, 3)[0].data).put.key, b"in time")
+        self.proposals.add(put(b"too late"), answers[1], leading=True)
+        kept = self.add(b"anybody's")
+        self.follow(THIRD, self.node.term + 1)
+        self.proposals.give()
+        self.assertEqual(self.forwarded(), [b"anybody's"])
+        self.assert_error(answers[1], LeaderChangedError)
+        self.assertFalse(answers[0].done or kept.done)
+        refused = Answer()
+        self.proposals.add(put(b"much too late"), refused, leading=True)
+        self.assert_error(refused, NotLeaderError)
+
+    def test_the_word_of_a_leader_whose_time_is_up(self) -> None:
+        """It is withdrawn as any other, and not a second time when another member leads."""
+        self.lead()
+        answer = Answer()
+        self.proposals.add(put(b"k"), answer, leading=True)
+        self.clock.advance(TIMEOUT_S)
+        self.proposals.expire(self.surroundings)
+        self.assertTrue(answer.done)
+        self.add(b"later")
+        self.follow(THIRD, self.node.term + 1)
+        self.proposals.give()
+        self.assertEqual(self.forwarded(), [b"later"])
 
     def test_the_same_leader_known_again(self) -> None:
         """A leader that was not heard of for a while, and leads the same term, loses nothing."""

@@ -10,7 +10,7 @@ Source: etcd ``server/etcdserver/v3_server.go`` (processInternalRaftRequestOnce,
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
@@ -22,7 +22,9 @@ from twisted.internet.interfaces import IReactorTime
 from twistedkv.errors import (
     ConnectionLostTimeoutError,
     KVError,
+    LeaderChangedError,
     LeaderFailureTimeoutError,
+    NotLeaderError,
     RequestTimeoutError,
     RequestTooLargeError,
     TooManyRequestsError,
@@ -31,7 +33,7 @@ from twistedkv.members import Membership
 from twistedkv.metrics import Metrics
 from twistedkv.pb.raft_pb2 import ConfChange
 from twistedkv.peering import Transport
-from twistedkv.raft.messages import ProposalDropped
+from twistedkv.raft.messages import ProposalDropped, Role
 from twistedkv.raft.node import RaftNode
 from twistedkv.waiting import Outcome, Waiter, WaitingRoom
 from twistedkv.wire import prefixed, varint
@@ -89,6 +91,7 @@ class Proposals:
         self._datas: list[bytes] = []  # not given to Raft yet
         self._ids: list[int] = []  # of the same
         self._bytes = 0
+        self._led: dict[int, int] = {}  # of those, the ones that count only in this term, led by this member
         self._given = 0  # the id of the last request that Raft was given
         self._before_leader = (0, 0)  # a leader's term, and the last request that Raft was given before it led
         self._leader_since_s = 0.0
@@ -100,12 +103,18 @@ class Proposals:
         """Whether there is anything to give."""
         return bool(self._datas or (self._changes and not self._change_given))
 
-    def add(self, body: bytes, waiter: Waiter) -> None:
+    def add(self, body: bytes, waiter: Waiter, *, leading: bool = False) -> None:
         """Take one request; ``waiter`` gets the answer once it is applied, or an error.
 
         Args:
             body: the request as an encoded field of ``InternalRaftRequest``: tag, length, message.
+            leading: whether it is the word of a leader, which counts only if it goes into this member's own log in the
+                term that is. A leader that was stopped for a while does not know yet that another one leads, which
+                would take what is sent on to it for a client's.
         """
+        if leading and self._node.role is not Role.LEADER:
+            waiter.fail(NotLeaderError())
+            return
         if self._bytes > MOST_BYTES:
             waiter.fail(TooManyRequestsError())
             return
@@ -118,6 +127,8 @@ class Proposals:
         self._bytes += len(data)
         self._datas.append(data)
         self._ids.append(request_id)
+        if leading:
+            self._led[request_id] = self._node.term
 
     def change_members(self, change: ConfChange) -> Deferred[None]:
         """Take a change of the members; fires once it is applied here.
@@ -143,6 +154,8 @@ class Proposals:
     def give(self) -> None:
         """Give Raft what it takes now."""
         self._note_leader()
+        if self._led:
+            self._withdraw()
         if self._datas:
             try:
                 self._node.propose(self._datas)
@@ -150,6 +163,7 @@ class Proposals:
                 return  # nobody leads, the leader hands over, or much is uncommitted: they wait
             self._given = self._ids[-1]
             self._datas, self._ids, self._bytes = [], [], 0
+            self._led.clear()
         if self._changes and not self._change_given and not self._node.change_is_pending:
             # While one is pending the leader would make nothing of it, and its client would wait in vain.
             try:
@@ -158,6 +172,20 @@ class Proposals:
                 return
             self._change_given = True
             self._given = max(self._given, self._changes[0].id)
+
+    def _withdraw(self) -> None:
+        """Take back what this member wanted to say as the leader of a term in which it leads no more."""
+        node = self._node
+        now = node.term if node.role is Role.LEADER else None
+        for request_id in [each for each, term in self._led.items() if term != now]:
+            del self._led[request_id]
+            position = bisect_left(self._ids, request_id)
+            if self._ids[position : position + 1] == [request_id]:  # else its time was up
+                self._bytes -= len(self._datas[position])
+                del self._ids[position], self._datas[position]
+            waiter = self._waiting.take(request_id)
+            if waiter is not None:
+                waiter.fail(LeaderChangedError())
 
     def leader_began(self) -> None:
         """A leader is known, who was not before."""

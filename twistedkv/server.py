@@ -154,7 +154,7 @@ class Member:
         self._auto_compaction = auto_compaction(self, config, reactor)
         self.leases = LeaseClock(
             applier.lessor,
-            self.propose_request,
+            partial(self.propose_request, leading=True),
             reactor,
             monotonic_s or reactor.seconds,
             config.election_timeout_ms / 1000,
@@ -415,11 +415,12 @@ class Member:
 
     # --- writes ------------------------------------------------------------------------------------
 
-    def propose(self, body: bytes, waiter: Waiter) -> None:
+    def propose(self, body: bytes, waiter: Waiter, *, leading: bool = False) -> None:
         """Send one request through the log; ``waiter`` gets the answer once it is applied, or an error.
 
         Args:
             body: the request as an encoded field of ``InternalRaftRequest``: tag, length, message.
+            leading: whether it is the word of a leader; see :meth:`Proposals.add`.
         """
         if self._stopped:
             waiter.fail(StoppedError())
@@ -430,14 +431,14 @@ class Member:
         if self._writer.full:
             waiter.fail(NoSpaceError())
             return
-        self._proposals.add(body, waiter)
+        self._proposals.add(body, waiter, leading=leading)
         self._driving.stir()
 
-    def propose_request(self, request: InternalRaftRequest) -> Deferred[bytes]:
+    def propose_request(self, request: InternalRaftRequest, *, leading: bool = False) -> Deferred[bytes]:
         """As :meth:`propose`, for requests that are rare: a Deferred of the encoded response."""
         outcome = Outcome()
         request.ClearField("header")
-        self.propose(request.SerializeToString(), outcome)
+        self.propose(request.SerializeToString(), outcome, leading=leading)
         return outcome.deferred
 
     def reconfigure(self, change: ConfChange) -> Deferred[None]:
