@@ -9,7 +9,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 TRIAL := $(PY) -m twisted.trial
 
 .DEFAULT_GOAL := help
-.PHONY: help serve cluster test check test-only test-install crash chaos million soak bench generate docs clean
+.PHONY: help serve cluster test check test-only test-install crash chaos simulate million soak bench generate docs clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -40,6 +40,9 @@ crash: .venv/.dev ## Kill a member 20 times under load, and check that nothing a
 
 chaos: .venv/.dev ## Kill, stop and cut off members of a cluster under load for five minutes; nothing may be lost.
 	TWISTEDKV_CHAOS_SECONDS=300 $(TRIAL) tests.functional.test_chaos
+
+simulate: .venv/.dev ## Run 2,000 simulated clusters whose members, disks and network fail; each seed is one history.
+	TWISTEDKV_SIMULATION_SEEDS=2000 $(TRIAL) -j 2 tests.simulation.test_simulation
 
 million: .venv/.dev ## Load a million keys, and check that a restart takes less than 15 seconds.
 	$(PY) -m tests.functional.million

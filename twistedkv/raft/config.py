@@ -32,8 +32,8 @@ class Config:
     # an election timeout, because it would not know any more what it has promised. All members need check_quorum.
     read_only_lease_based: bool = False
 
-    # Whether a follower answers an append that brings nothing but a new commit index, as etcd's does. The answer tells the
-    # leader nothing that it does not know, unless an earlier one was lost; then it asks again with the next heartbeat.
+    # Whether a follower answers an append that brings nothing but a new commit index, as etcd's does. That tells the
+    # leader nothing that it does not know, unless an earlier answer was lost; then it asks again with a heartbeat.
     answers_commits: bool = True
 
     def __post_init__(self) -> None:
