@@ -308,7 +308,11 @@ class Delivery:
         if self._cut_in == 0:
             self.lost()
             return
-        piece = next(self._pieces, None)
+        try:
+            piece = next(self._pieces, None)
+        except ValueError:  # its sender has closed the copy: the addressee is no member any more
+            self.lost()
+            return
         if piece is None:
             self._go_there(self._finish)
             return
