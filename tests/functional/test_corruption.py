@@ -71,10 +71,10 @@ class CorruptionTests(SynchronousTestCase):
     def test_the_leader_raises_the_alarm(self) -> None:
         """While it runs the leader finds it and raises CORRUPT for it, by its right id; then nobody takes writes."""
         cluster = self.start("--experimental-corrupt-check-time", "1s")
+        identities = {each: cluster.status(each)["header"]["member_id"] for each in cluster.members}
         follower = self.rotten_follower(cluster)
-        follower.start()
-        identity = cluster.status(follower)["header"]["member_id"]
-        wanted = f"memberID:{identity} alarm:CORRUPT"
+        follower.spawn()  # it may never be healthy: the leader may find it before it was asked
+        wanted = f"memberID:{identities[follower]} alarm:CORRUPT"
         self.until(lambda: wanted in cluster.ctl("alarm", "list"))
         self.assertEqual(cluster.ctl("alarm", "list").count("alarm:CORRUPT"), 1)
         with self.assertRaises(ServerFailed) as refused:
