@@ -6,13 +6,12 @@ One that fails shows what happened last. ``--digest 17`` prints a number that is
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from pathlib import Path
 from zlib import crc32
 
 from tests.simulation.truth import Violation
-from tests.simulation.world import World, run_seed
+from tests.simulation.world import World, run_seed, scratch
 
 
 def digest(seed: int, directory: Path) -> str:
@@ -26,7 +25,7 @@ def digest(seed: int, directory: Path) -> str:
 def main(arguments: list[str]) -> int:
     """Do what is asked; the number of seeds that failed."""
     if arguments[0] == "--digest":
-        with tempfile.TemporaryDirectory() as directory:
+        with scratch() as directory:
             print(digest(int(arguments[1]), Path(directory)))
         return 0
     first = int(arguments[0])
@@ -34,7 +33,7 @@ def main(arguments: list[str]) -> int:
     failed = 0
     for seed in range(first, end):
         began_s = time.process_time()
-        with tempfile.TemporaryDirectory() as directory:
+        with scratch() as directory:
             try:
                 world = run_seed(seed, Path(directory))
             except Violation as violation:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
 from tests.simulation.clients import Surroundings
-from tests.simulation.process import Machine
+from tests.simulation.machine import Machine
 from twistedkv.errors import KVError
 from twistedkv.members import MemberInfo
 from twistedkv.raft.messages import ProposalDropped, Role
@@ -32,8 +32,25 @@ class Cluster(Surroundings, Protocol):
     def add_machine(self, info: MemberInfo) -> None:
         """A machine for a member that was added."""
 
+    def free_url(self, member_id: int) -> None:
+        """A member was removed; its place may be taken by another one."""
+
     def new_url(self) -> str:
         """Where a new member will be reached, or one that was there before under another id."""
+
+
+class Errand:
+    """Something that a process is asked to do; see :class:`tests.simulation.process.Call`."""
+
+    def __init__(self, done: Deferred[Any]) -> None:
+        self.done = done
+
+    def broken(self) -> None:
+        """The process died; the administrator loses its patience in time."""
+
+    def hang_up(self) -> None:
+        """The process ends the connection."""
+        self.done.cancel()
 
 
 class Administrator:
@@ -135,6 +152,7 @@ class Administrator:
         removing = process.reconfiguration.remove
 
         def gone(_: Any) -> None:
+            world.free_url(removed)
             world.clock.callLater(world.random.random() * DOWN_S, self._switch_off, removed)
 
         self._wait(machine, "remove", lambda: Deferred.fromCoroutine(removing(removed)).addCallback(gone))
@@ -155,7 +173,8 @@ class Administrator:
 
     def _wait(self, machine: Machine, what: str, begin: Callable[[], Deferred[Any]]) -> None:
         """Have a member do something, and wait until it has answered, or for so long that it will not."""
-        world = self._world
+        world, process = self._world, machine.process
+        assert process is not None
         over = False
 
         def end() -> None:
@@ -173,7 +192,7 @@ class Administrator:
 
         def failed(failure: Any) -> None:
             # What went wrong besides is a violation, of which the world hears.
-            failure.trap(KVError, ValueError)
+            failure.trap(KVError, ValueError, CancelledError)
             world.note(what, machine.member_id, str(failure.value))
             unsure()
             end()
@@ -187,12 +206,12 @@ class Administrator:
 
         def ask() -> None:
             if not over:
-                begin().addCallbacks(worked, failed)
+                errand = Errand(begin())
+                process.calls[errand] = None
+                errand.done.addCallbacks(worked, failed)
 
         self.busy = True
         patience = world.clock.callLater(PATIENCE_S, late)
-        process = machine.process
-        assert process is not None
         process.time.from_outside(0.001, ask)
 
     def _count(self, what: str) -> None:

@@ -69,10 +69,6 @@ class Checks:
         if self._votes.setdefault((member, term), candidate) != candidate:
             raise Violation(f"{member:x} votes for {candidate:x} in term {term}, and for {self._votes[member, term]:x}")
 
-    def damaged_snapshot_taken(self, target: int) -> None:
-        """What was damaged on its way must not become the state."""
-        raise Violation(f"{target:x} has taken a snapshot that was damaged on its way")
-
     # --- what members write --------------------------------------------------------------------------
 
     def persists(self, entries: Sequence[Entry], term_before: int) -> None:
@@ -130,7 +126,14 @@ class Checks:
         entry, _ = self._entries[member.applied_term, index]
         store = member.store
         applied = Applied(
-            entry.term, entry.type, entry.data, outcome.answer, outcome.rows, store.revision, store.compacted
+            entry.term,
+            entry.type,
+            entry.data,
+            outcome.answer,
+            outcome.rows,
+            store.revision,
+            store.compacted,
+            member.applier.cluster_version,
         )
         if self.truth.apply(index, applied, member.term) and outcome.revoked:
             self._lease_ended(outcome.revoked)
@@ -150,11 +153,9 @@ class Checks:
         entry = truth.entries.get(index)
         if entry is None:
             raise Violation(f"{name} has the state after {index}, and nobody applied that")
-        if (store.revision, store.compacted) != (entry.revision, entry.compacted):
-            raise Violation(
-                f"{name} has revision {store.revision}, compacted at {store.compacted}, after {index}, and others have "
-                f"{entry.revision}, compacted at {entry.compacted}"
-            )
+        found = (store.revision, store.compacted, loaded.cluster_version)
+        if found != (entry.revision, entry.compacted, entry.version):
+            raise Violation(f"{name} has revision, compact revision and version {found} after {index}: {entry}")
         membership = loaded.membership
         picture = (tuple(membership.listed()), tuple(sorted(membership.removed)))
         if picture != truth.members_at(index):

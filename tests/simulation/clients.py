@@ -7,13 +7,13 @@ question. The history of each key is kept, to be judged as a whole at the end.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
 from random import Random
 from typing import Any, Protocol
 
 from tests.calls import RecordedCall
-from tests.simulation.linearizability import Kind, Operation, Value, refusal
-from tests.simulation.process import Machine
+from tests.simulation.history import Attempt, History
+from tests.simulation.linearizability import Kind, Value
+from tests.simulation.machine import Machine
 from tests.simulation.truth import Truth, Violation
 from twistedkv.errors import CompactedError, LeaseNotFoundError, NoSpaceError
 from twistedkv.pb.kv_pb2 import KeyValue
@@ -40,12 +40,14 @@ class Surroundings(Protocol):
     clock: Any
     random: Random
     truth: Truth
-    note: Callable[..., None]
     history: History
 
     @property
     def over(self) -> bool:
         """Whether nothing new is to begin."""
+
+    def note(self, what: str, member_id: int, *facts: Any) -> None:
+        """Keep a line of what happened."""
 
     def pick(self, sticky: Machine | None = None) -> Machine | None:
         """Some machine to talk to, or the same as before."""
@@ -116,56 +118,6 @@ class ClientCall(RecordedCall):
         self._told(self)
 
 
-class History:
-    """What clients were told, all of them."""
-
-    def __init__(self, truth: Truth) -> None:
-        self.revision = 0  # the highest one that anybody was told with a linearizable answer
-        self.operations: dict[bytes, list[Operation]] = {}
-        self.answers = 0
-        self.unknown = 0
-        self._moment = 0
-        self._truth = truth
-
-    def moment(self) -> int:
-        """A number that grows."""
-        self._moment += 1
-        return self._moment
-
-    def add(self, key: bytes, operation: Operation) -> None:
-        """An operation is over; one without an answer counts as such."""
-        self.operations.setdefault(key, []).append(operation)
-        self.answers += operation.answered
-        self.unknown += not operation.answered
-
-    def told(self, revision: int, floor: int, *, changed: bool) -> None:
-        """A linearizable answer was given.
-
-        Args:
-            floor: what :attr:`revision` was when the question was asked.
-            changed: whether the answer is to a change, which has a revision of its own.
-
-        Raises:
-            Violation: it is an old one.
-        """
-        if revision < floor + changed:
-            raise Violation(f"an answer of revision {revision}, and one of {floor} was there before the question")
-        if revision > self._truth.revision:
-            raise Violation(f"an answer of revision {revision}, and nobody has got beyond {self._truth.revision}")
-        self.revision = max(self.revision, revision)
-
-    def check(self) -> None:
-        """Judge each key's history.
-
-        Raises:
-            Violation: one is not linearizable.
-        """
-        for key, operations in self.operations.items():
-            refused = refusal(operations)
-            if refused is not None:
-                raise Violation(f"the history of {key!r} is not linearizable: {refused}")
-
-
 class Client:
     """A client of the keys.
 
@@ -225,6 +177,8 @@ class Client:
         """Ask a member; what comes of it is told once. A refusal that changed nothing is told nobody."""
         world = self._world
         limit_s = world.random.choice([0.5, 3.0, 9.0])
+        asked: list[ClientCall] = []
+        given_up = False
 
         def told(call: ClientCall) -> None:
             if timer.active():
@@ -255,8 +209,6 @@ class Client:
                 asked.append(call)
                 call.run()
 
-        given_up = False
-        asked: list[ClientCall] = []
         timer = world.clock.callLater(limit_s, late)
         process = machine.process
         assert process is not None
@@ -299,31 +251,6 @@ class Client:
     def begin(self, kind: Kind, key: bytes, value: Value = None, expected: Value = None) -> Attempt:
         """An operation that counts begins."""
         return Attempt(self._world.history, kind, key, value, expected)
-
-
-class Attempt:
-    """One operation of which the history is to be judged."""
-
-    def __init__(self, history: History, kind: Kind, key: bytes, value: Value, expected: Value) -> None:
-        self._history = history
-        self._operation = Operation(kind, history.moment(), inf, value, expected)
-        self._key = key
-        self._floor = history.revision
-
-    def answered(self, revision: int, *, changed: bool, seen: Any, swapped: bool | None = None) -> None:
-        """It was answered.
-
-        Raises:
-            Violation: by something old.
-        """
-        ended = self._history.moment()
-        self._history.add(self._key, self._operation._replace(ended=ended, seen=seen, swapped=swapped))
-        self._history.told(revision, self._floor, changed=changed)
-
-    def unknown(self) -> None:
-        """Nobody knows what came of it."""
-        if self._operation.kind is not Kind.GET:
-            self._history.add(self._key, self._operation)
 
 
 # --- what clients do -------------------------------------------------------------------------------------------------

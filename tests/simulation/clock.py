@@ -64,7 +64,7 @@ class SimulatedClock(Clock):
             self.steps += 1
             call.called = 1
             with suppress(PowerCut):
-                call.func(*call.args, **call.kw)  # type: ignore[misc]
+                call.func(*call.args, **call.kw)
                 if owner is not None and not owner.dead:
                     owner.acted()
             return True

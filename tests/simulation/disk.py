@@ -11,6 +11,7 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import Any
@@ -27,6 +28,16 @@ SECTOR_BYTES = 512
 SEGMENT_BYTES = 16 * 1024  # of the log; small, so that segments begin and go often
 QUICK_S = 0.0002  # for a sync, or a transaction
 NOTICEABLE_S = 0.01  # from this on a sync on the reactor's thread keeps the process from everything else
+
+
+@dataclass
+class Condition:
+    """How well the disks of a machine do."""
+
+    log_sync_s: float = QUICK_S
+    log_full: bool = False
+    database_s: float = QUICK_S
+    database_refuses: bool = False
 
 
 class SimulatedDisk(Disk):

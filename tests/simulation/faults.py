@@ -6,8 +6,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, Protocol
 
+from tests.simulation.machine import Machine
 from tests.simulation.network import Network
-from tests.simulation.process import Machine
 
 LONGEST_S = 6.0  # that a fault lasts
 
@@ -19,10 +19,13 @@ class Cluster(Protocol):
     random: Random
     network: Network
     machines: dict[int, Machine]
-    note: Callable[..., None]
 
     @property
-    def over(self) -> bool: ...
+    def over(self) -> bool:
+        """Whether nothing is to go wrong any more."""
+
+    def note(self, what: str, member_id: int, *facts: Any) -> None:
+        """Keep a line of what happened."""
 
 
 class Faults:
@@ -57,14 +60,12 @@ class Faults:
             KINDS[kind](cluster)
         self._rest()
 
-    @staticmethod
-    def heal(cluster: Cluster) -> None:
-        """Everything works from now on."""
-        cluster.network.heal()
-        for machine in cluster.machines.values():
-            machine.heal()
-            if machine.process is not None:
-                machine.process.disk.cut_in = None
+
+def heal(cluster: Cluster) -> None:
+    """Everything works from now on."""
+    cluster.network.heal()
+    for machine in cluster.machines.values():
+        machine.heal()
 
 
 def _some(cluster: Cluster) -> list[Machine]:

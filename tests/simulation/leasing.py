@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.simulation.clients import ClientCall, Surroundings
-from tests.simulation.process import Machine
+from tests.simulation.machine import Machine
 from tests.simulation.truth import Violation
 from twistedkv.pb.rpc_pb2 import (
     LeaseGrantRequest,

@@ -1,4 +1,4 @@
-"""One member of the cluster: the machine with its disks, and the processes that run on it one after the other.
+"""One life of a member, from its start to its end.
 
 A process is put together as :mod:`twistedkv.assembly` does it, out of the same parts but for those that block or reach
 the outside: threads, disks, sockets and the reactor.
@@ -6,8 +6,8 @@ the outside: threads, disks, sockets and the reactor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
@@ -16,14 +16,16 @@ from twisted.python.failure import Failure
 
 from tests.simulation.checks import Checks, Outcome, Watched
 from tests.simulation.clock import PowerCut, ProcessTime, SimulatedClock
-from tests.simulation.disk import QUICK_S, SEGMENT_BYTES, SimulatedDatabase, SimulatedDisk, SimulatedWorker
+from tests.simulation.disk import SEGMENT_BYTES, Condition, SimulatedDatabase, SimulatedDisk, SimulatedWorker
 from tests.simulation.network import Network, SimulatedTransport
+from tests.simulation.observed import ObservedLog, ObservedMember, Parts
 from tests.simulation.truth import Violation
-from twistedkv.apply import Applier
 from twistedkv.assembly import hard_state_at
 from twistedkv.bootstrap import create_log
+from twistedkv.clusterversion import ClusterVersion
 from twistedkv.config import Config
-from twistedkv.errors import KVError, RemovedError
+from twistedkv.corruption import HASHKV_PATH, CorruptionCheck, HashSite
+from twistedkv.errors import RemovedError
 from twistedkv.founding import Founding
 from twistedkv.handover import hand_over
 from twistedkv.identity import META_CLUSTER, META_MEMBER
@@ -31,7 +33,6 @@ from twistedkv.installation import finish_installation
 from twistedkv.leaseprimary import PrimaryLessor
 from twistedkv.leasesite import LeaseSite
 from twistedkv.metrics import Metrics
-from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
 from twistedkv.peersite import PeerSite
 from twistedkv.protocols.receiver import Receiver
 from twistedkv.protocols.rpc import Method
@@ -42,72 +43,12 @@ from twistedkv.protocols.turn import Turn
 from twistedkv.publication import Publication
 from twistedkv.raft.config import Config as RaftConfig
 from twistedkv.raft.log import RaftLog
-from twistedkv.raft.messages import Entry, HardState
 from twistedkv.raft.node import RaftNode
 from twistedkv.reconfiguration import Reconfiguration
 from twistedkv.restore import Loaded, load_state
-from twistedkv.server import Member
-from twistedkv.storage.backend import Bucket
-from twistedkv.storage.wal import WAL, DiskFullError, Recovered, WALFailedError
-from twistedkv.txn import Done
-
-RESTART_S = 1.0  # after a start without room for the log
-
-
-class ObservedLog(WAL):
-    """A log that tells what is written to it."""
-
-    persists: Callable[[Sequence[Entry], int], None] | None = None
-
-    def append(self, hard_state: HardState | None, entries: Sequence[Entry], sync: bool = True) -> None:
-        if entries and self.persists is not None:
-            before = entries[0].index - 1
-            term = self._snapshot.term if before == self._snapshot.index else self._term(before)
-            self.persists(entries, term or 0)
-        super().append(hard_state, entries, sync)
-
-
-class ObservedApplier(Applier):
-    """A state machine that tells what comes of each request."""
-
-    outcome: Callable[[Outcome], None]
-
-    def apply(self, request: InternalRaftRequest) -> Done:
-        before = len(self.store.batch.rows)
-        changes_members = request.HasField("cluster_member_attr_set")
-        try:
-            done = super().apply(request)
-        except KVError as error:
-            self.outcome(Outcome(repr(error), (), changes_members, 0))
-            raise
-        rows = tuple(self.store.batch.rows[before:])
-        revoked = request.lease_revoke.ID if request.HasField("lease_revoke") else 0
-        self.outcome(Outcome(f"{done.revision} {done.body!r}", rows, changes_members, revoked))
-        return done
-
-
-class ObservedMember(Member):
-    """A member that tells what it applies."""
-
-    applied_one: Callable[[], None]
-    has_loaded: Callable[[Loaded], None]
-
-    def entry_applied(self, size_bytes: int) -> None:
-        super().entry_applied(size_bytes)
-        self.applied_one()
-
-    def restored(self, loaded: Loaded) -> None:
-        self.has_loaded(loaded)
-        super().restored(loaded)
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What processes are made of; a test that wants to see them fail puts a bad part in."""
-
-    log: type[ObservedLog] = ObservedLog
-    applier: type[ObservedApplier] = ObservedApplier
-    member: type[ObservedMember] = ObservedMember
+from twistedkv.server import SERVER_VERSION, Member
+from twistedkv.storage.backend import BackendError, Bucket
+from twistedkv.storage.wal import Recovered, WALFailedError
 
 
 class Call(Protocol):
@@ -128,109 +69,43 @@ class Surroundings(Protocol):
     network: Network
     checks: Checks
     parts: Parts
-    note: Callable[..., None]
+
+    def note(self, what: str, member_id: int, *facts: Any) -> None:
+        """Keep a line of what happened."""
 
     def violate(self, violation: Violation) -> None:
         """A promise was broken: the run is over."""
 
-    def installing(self, machine: Machine) -> None:
+    def installing(self, member_id: int) -> None:
         """A process begins to install a snapshot."""
 
 
-@dataclass
-class Condition:
-    """How well the disks of a machine do."""
+class Home(Protocol):
+    """What a process runs on; see :class:`tests.simulation.machine.Machine`."""
 
-    log_sync_s: float = QUICK_S
-    log_full: bool = False
-    database_s: float = QUICK_S
-    database_refuses: bool = False
-
-
-class Machine:
-    """What outlives the processes of one member.
-
-    Args:
-        world: around it.
-        member_id: of the member; another member has another machine.
-        config: of the member.
-        founding: how it begins.
-    """
-
-    def __init__(self, world: Surroundings, config: Config, founding: Founding) -> None:
-        self.world = world
-        self.member_id = founding.member_id
-        self.name = config.name
-        self.config = config
-        self.founding = founding
-        self.database = SimulatedDatabase()
-        self.condition = Condition()
-        self.process: Process | None = None
-        self.lives = 0
-        self.removed = False  # it was told so, and stays down
-        self.retired = False  # switched off for good
-        self.graveyard: list[Process] = []  # kept, so that no dead process is collected while others run
+    name: str
+    member_id: int
+    config: Config
+    founding: Founding
+    database: SimulatedDatabase
+    condition: Condition
+    removed: bool
 
     @property
-    def runs(self) -> bool:
-        """Whether a process runs."""
-        return self.process is not None
-
-    @property
-    def member(self) -> Member | None:
-        """The member, if its process runs."""
-        return None if self.process is None else self.process.member
-
-    def start(self) -> None:
-        """Start a process; where its disk is full, another one a little later."""
-        if self.process is not None or self.removed or self.retired:
-            return
-        self.lives += 1
-        self.world.note("start", self.member_id, self.lives)
-        process = self.process = Process(self)
-        try:
-            process.start()
-        except PowerCut:  # a promise was broken
-            self.kill(power_cut=False)
-        except DiskFullError:
-            self.kill(power_cut=False)
-            self.world.clock.callLater(RESTART_S, self.start)
+    def world(self) -> Surroundings:
+        """What it is in."""
 
     def kill(self, *, power_cut: bool) -> None:
-        """The process is over at once; with a power cut the disks lose what was not synced."""
-        process, self.process = self.process, None
-        if process is not None:
-            self.world.note("kill", self.member_id, power_cut)
-            self.graveyard.append(process)
-            process.end()
-            self.database = self.database.after_crash(self.world.random, power_cut)
+        """Its process is over."""
 
-    def cut_power_soon(self, writes: int) -> None:
-        """Kill the process in the middle of one of its next writes to the log."""
-        if self.process is not None:
-            self.process.disk.cut_in = writes
-
-    def break_log(self) -> None:
-        """The log's next sync fails."""
-        if self.process is not None:
-            self.process.disk.broken = True
-
-    def stop(self) -> None:
-        """End the process in an orderly way."""
-        if self.process is not None:
-            self.process.stop()
-
-    def heal(self) -> None:
-        """Have the disks do well."""
-        self.condition = Condition()
-        if self.process is not None:
-            self.process.take_condition()
+    def start_soon(self) -> None:
+        """Somebody will start the next one."""
 
 
 class Process:
     """One life of a member."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Home) -> None:
         world = machine.world
         self.machine = machine
         self.ready = False  # to serve clients
@@ -247,6 +122,7 @@ class Process:
         self.member: ObservedMember | None = None
         self._world = world
         self._checks = world.checks
+        self._duties: list[ClusterVersion | CorruptionCheck] = []
         self._stopping = False
         self._was_installing = False
 
@@ -277,6 +153,10 @@ class Process:
                 random=Random(world.random.random()),
                 election_ticks=config.election_timeout_ms // config.heartbeat_interval_ms,
                 pre_vote=config.pre_vote,
+                answers_commits=world.random.random() < 0.2,
+                max_uncommitted_bytes=world.random.choice([2000, 64 << 20]),
+                max_size_per_message_bytes=world.random.choice([100, 1 << 20]),
+                max_inflight=world.random.choice([1, 4, 512]),
             ),
             RaftLog(recovered.entries, recovered.snapshot.index, recovered.snapshot.term),
             hard_state_at(recovered.hard_state, state.index),
@@ -312,7 +192,11 @@ class Process:
         for remote, urls in machine.founding.remotes.items():
             port.set_peer(remote, urls)
         member.start()
-        Publication(member).begin().addCallbacks(self._published, lambda _: None)
+        check = CorruptionCheck(member, config.corrupt_check_time_s)
+        self._duties = [ClusterVersion(member, SERVER_VERSION), check]
+        for duty in self._duties:
+            duty.start()
+        Deferred.fromCoroutine(self._become_ready(member, check)).addErrback(self._not_ready)
         self._acted()
 
     def _connect(self, receiver: Receiver) -> SimulatedTransport:
@@ -320,23 +204,27 @@ class Process:
         return port
 
     def _open_log(self, loaded: Loaded) -> tuple[ObservedLog, Recovered]:
-        machine, parts = self.machine, self._world.parts
+        machine = self.machine
         directory = machine.config.data_dir / "wal"
-        options: Mapping[str, Any] = {
-            "segment_bytes": SEGMENT_BYTES,
-            "disk": self.disk,
-            "nonce": lambda: self._world.random.randbytes(8),
-        }
-        if not parts.log.exists(directory):
+        if not ObservedLog.exists(directory):
             machine.config.data_dir.mkdir(parents=True, exist_ok=True)
             create_log(directory, machine.founding, self.disk)
-        log, recovered = parts.log.open(directory, **options)
-        self.log = log
+        log, recovered = self._opened(directory)
         if finish_installation(log, recovered, loaded.installed, loaded.described):
             log.close()
-            log, recovered = parts.log.open(directory, **options)
-            self.log = log
+            log, recovered = self._opened(directory)
         log.persists = lambda entries, term: self._checked(self._checks.persists, entries, term)
+        return log, recovered
+
+    def _opened(self, directory: Path) -> tuple[ObservedLog, Recovered]:
+        log, recovered = self._world.parts.log.open(
+            directory,
+            segment_bytes=SEGMENT_BYTES,
+            disk=self.disk,
+            nonce=lambda: self._world.random.randbytes(8),
+        )
+        assert isinstance(log, ObservedLog)
+        self.log = log
         return log, recovered
 
     def _offer(self, member: Member, port: SimulatedTransport) -> None:
@@ -346,6 +234,7 @@ class Process:
         site = PeerSite(member, self.reconfiguration)
         site.add("/leases", "POST", leases.renew)
         site.add("/leases/internal", "POST", leases.time_to_live)
+        site.add(HASHKV_PATH, "GET", HashSite(member, self.machine.founding.cluster_id).hash)
         port.site = site.answer
         methods = [
             *KVService(member, member.applier.executor, 128).methods(),
@@ -354,9 +243,21 @@ class Process:
         ]
         self.methods = {method.path.rpartition("/")[2]: method for method in methods}
 
-    def _published(self, _: None) -> None:
+    async def _become_ready(self, member: Member, check: CorruptionCheck) -> None:
+        await Publication(member).begin()
+        if member.config.initial_corrupt_check:
+            await check.check_initially()
         self.ready = True
         self._world.note("ready", self.machine.member_id)
+
+    def _not_ready(self, failure: Failure) -> None:
+        if self.time.dead or (self.member is not None and self.member.stopped):
+            return
+        if failure.check(BackendError):  # as in the middle of the start, somebody starts it again
+            self.machine.kill(power_cut=False)
+            self.machine.start_soon()
+        else:
+            self._world.violate(Violation(f"{self.machine.name} does not start: {failure.getTraceback()}"))
 
     def stop(self) -> None:
         """Hand over, bring everything to the disks, and end."""
@@ -371,6 +272,8 @@ class Process:
             await hand_over(member, self.machine.config.election_timeout_ms / 1000)
             for call in list(self.calls):
                 call.hang_up()
+            for duty in self._duties:
+                duty.stop()
             await member.stop()
 
         def stopped(result: Any) -> None:
@@ -441,7 +344,7 @@ class Process:
         installing = member._installation.busy
         if installing and not self._was_installing:
             self._world.note("install", self.machine.member_id)
-            self._world.installing(self.machine)
+            self._world.installing(self.machine.member_id)
         self._was_installing = installing
 
     def _outcome(self, outcome: Outcome) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.simulation.process import ObservedLog, ObservedMember, Parts
+from tests.simulation.observed import ObservedLog, ObservedMember, Parts
 from twistedkv.leaseclock import LeaseClock
 from twistedkv.raft.messages import Entry, HardState
 from twistedkv.restore import Loaded

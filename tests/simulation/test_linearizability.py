@@ -82,6 +82,11 @@ class LinearizabilityTests(SynchronousTestCase):
         self.bad(put(1, 2, b"x"), swap(3, inf, None, b"a", None), get(4, 5, b"a"))
         self.good(put(1, 2, b"x"), swap(3, inf, None, b"a", None), delete(4, 5), get(6, 7, b"a"))
 
+    def test_a_swap_that_fails_without_saying_why(self) -> None:
+        """It may be the only sign of a write that nobody was shown."""
+        self.good(put(1, 2, b"a"), put(3, inf, b"b"), swap(4, 5, b"a", b"c", False))
+        self.bad(put(1, 2, b"a"), swap(4, 5, b"a", b"c", False))
+
     def test_the_two_readers_of_dekker(self) -> None:
         """Two reads that see two writes in opposite orders cannot both be right."""
         writes = (put(1, 20, b"a"), put(2, 21, b"b"))

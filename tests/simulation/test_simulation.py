@@ -16,9 +16,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.simulation import sabotage
 from tests.simulation.__main__ import digest
-from tests.simulation.process import Parts
+from tests.simulation.observed import Parts
 from tests.simulation.truth import Violation
-from tests.simulation.world import TRACE_LINES, World, run_seed
+from tests.simulation.world import TRACE_LINES, World, run_seed, scratch
 
 SEEDS = int(os.environ.get("TWISTEDKV_SIMULATION_SEEDS", "100"))
 SHARES = 10  # test methods, so that several processes can share the work
@@ -29,7 +29,8 @@ class SimulationTests(SynchronousTestCase):
         """Every tenth seed, and a look at whether anything happened in all of them."""
         worlds = []
         for seed in range(share, SEEDS, SHARES):
-            worlds.append(run_seed(seed, Path(self.mktemp())))
+            with scratch() as directory:
+                worlds.append(run_seed(seed, Path(directory)))
             self.flushLoggedErrors()  # the world has judged them
         if worlds:
             self.assertGreater(sum(world.history.answers for world in worlds), 50 * len(worlds))
@@ -83,8 +84,9 @@ class DeterminismTests(SynchronousTestCase):
         """Two runs of one seed are equal in every line."""
         lines = []
         for _ in range(2):
-            world = World(3, Path(self.mktemp()), keep=None)
-            world.run()
+            with scratch() as directory:
+                world = World(3, Path(directory), keep=None)
+                world.run()
             self.flushLoggedErrors()  # the world has judged them
             lines.append(world.lines())
         self.assertGreater(len(lines[0]), 1000)
@@ -92,7 +94,8 @@ class DeterminismTests(SynchronousTestCase):
 
     def test_a_seed_gives_the_same_run_elsewhere(self) -> None:
         """So are they in a process that hashes otherwise, which shows in the order of sets."""
-        here = digest(4, Path(self.mktemp()))
+        with scratch() as directory:
+            here = digest(4, Path(directory))
         self.flushLoggedErrors()  # the world has judged them
         there = subprocess.run(
             [sys.executable, "-m", "tests.simulation", "--digest", "4"],
@@ -112,7 +115,8 @@ class SabotageTests(SynchronousTestCase):
         """What is said of the first seed that sees it."""
         for seed in range(seeds):
             try:
-                run_seed(seed, Path(self.mktemp()), parts, **plan)
+                with scratch() as directory:
+                    run_seed(seed, Path(directory), parts, **plan)
             except Violation as violation:
                 return str(violation)
             finally:

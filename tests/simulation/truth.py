@@ -27,6 +27,7 @@ class Applied(NamedTuple):
     rows: tuple[RevisionRow, ...]  # the changes of keys
     revision: int  # of the store after it
     compacted: int  # likewise
+    version: str  # of the cluster, likewise
 
 
 class Event(NamedTuple):

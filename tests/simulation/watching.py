@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from tests.simulation.clients import ClientCall, Surroundings
-from tests.simulation.process import Machine
+from tests.simulation.machine import Machine
 from tests.simulation.truth import Event, Violation
 from twistedkv.pb.kv_pb2 import Event as WatchEvent
 from twistedkv.pb.rpc_pb2 import WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse
@@ -32,7 +32,6 @@ class Watcher:
         self, world: Surroundings, name: str, key: bytes, range_end: bytes, start_revision: int, lazy: bool
     ) -> None:
         self.seen = 0  # events
-        self.gaps = 0  # by compactions
         self._world = world
         self._name = name
         self._key = key
@@ -203,7 +202,7 @@ class Watcher:
             raise Violation(f"{self._name} is cut off by a compaction at {compacted}, and needs {self._next}")
         if not any(entry.compacted == compacted for entry in truth.entries.values()):
             raise Violation(f"{self._name} is cut off at {compacted}, and there was no such compaction")
-        self.gaps += 1
+        self._world.note("cut off", 0, self._name, compacted)
         self._next = compacted
         self._position = truth.position_after(compacted - 1)
         if self._call is not None:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
-from twisted.python.failure import Failure
 
 from tests.simulation.administrator import Administrator
 from tests.simulation.checks import Checks
-from tests.simulation.clients import Client, History
+from tests.simulation.clients import Client
 from tests.simulation.clock import START_S, PowerCut, SimulatedClock
-from tests.simulation.faults import KINDS, Faults
+from tests.simulation.faults import Faults, heal
+from tests.simulation.history import History
 from tests.simulation.leasing import Owner, Promises
-from tests.simulation.network import PERFECT, Network, Quality
-from tests.simulation.process import Machine, Parts
+from tests.simulation.machine import Machine
+from tests.simulation.network import PERFECT, Network
+from tests.simulation.observed import Parts
+from tests.simulation.plan import Plan
 from tests.simulation.truth import Violation
 from tests.simulation.watching import Watcher
 from twistedkv.config import Config
@@ -35,65 +38,9 @@ from twistedkv.storage.mvcc import hash_kv
 from twistedkv.storage.wal import WALFailedError
 
 TRACE_LINES = 400  # shown of a run that failed
-SETTLE_S = 60.0  # for everything to come right, once nothing goes wrong any more
+SETTLE_S = 100.0  # for everything to come right, once nothing goes wrong any more
+_MEMORY = "/dev/shm"  # of Linux
 EXPECTED_FAILURES = (PowerCut, WALFailedError)  # that a member may log with a traceback
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What the seed decides beforehand."""
-
-    size: int
-    chaos_s: float
-    clients: int
-    keys: int
-    client_pause_s: float
-    value_bytes: int
-    snapshot_count: int
-    catch_up_entries: int
-    value_cache_bytes: int
-    quality: Quality
-    faults: tuple[str, ...]
-    fault_pause_s: float
-    deadly_votes: bool
-    pre_vote: bool
-    reconfigures: bool
-    strict: bool
-    watchers: int
-    owners: int
-
-    @classmethod
-    def draw(cls, random: Random) -> Plan:
-        """A plan."""
-        bad = random.choice([0.0, 0.3, 1.0])
-        return cls(
-            size=random.choice([3, 3, 5]),
-            chaos_s=random.uniform(15, 25),
-            clients=random.choice([2, 4]),
-            keys=random.choice([1, 3, 5]),
-            client_pause_s=random.choice([0.1, 0.3]),
-            value_bytes=random.choice([0, 200, 3000]),
-            snapshot_count=random.choice([10, 30, 100]),
-            catch_up_entries=random.choice([2, 5, 20]),
-            value_cache_bytes=random.choice([0, 1000, 1 << 20]),
-            quality=Quality(
-                delay_s=random.choice([0.0005, 0.002, 0.01]),
-                slow=bad * random.choice([0.0, 0.01]),
-                lost=bad * random.choice([0.0, 0.02, 0.1]),
-                repeated=bad * random.choice([0.0, 0.05]),
-                reordered=bad * random.choice([0.0, 0.05, 0.5]),
-                snapshots_cut=random.choice([0.0, 0.3]),
-                snapshots_damaged=random.choice([0.0, 0.3]),
-            ),
-            faults=tuple(kind for kind in KINDS if random.random() < 0.6),
-            fault_pause_s=random.choice([0.7, 1.5, 4.0]),
-            deadly_votes=random.random() < 0.3,
-            pre_vote=random.random() < 0.7,
-            reconfigures=random.random() < 0.6,
-            strict=random.random() < 0.3,
-            watchers=random.choice([1, 3]),
-            owners=random.choice([0, 1, 3]),
-        )
 
 
 class World:
@@ -125,11 +72,10 @@ class World:
         self.checks = Checks(lambda lease_id: self.promises.ended(lease_id, self.clock.seconds()))
         self.truth = self.checks.truth
         self.parts = parts or Parts()
-        self.network = Network(self.clock, self.random, self, self.note)
+        self.network = Network(self.clock, self.random, self)
         self.history = History(self.truth)
         self.machines: dict[int, Machine] = {}
         self.over = False  # nothing new begins
-        self.installed = 0  # snapshots between members
         self._directory = directory
         self._violation: Violation | None = None
         self._buried = False
@@ -172,9 +118,9 @@ class World:
         """See :class:`~tests.simulation.network.Observer`."""
         self.violate(Violation(f"{target:x} has taken a snapshot that was damaged on its way"))
 
-    def installing(self, machine: Machine) -> None:
+    def installing(self, member_id: int) -> None:
         """A process begins to install a snapshot; some do not get far."""
-        self.installed += 1
+        machine = self.machines[member_id]
         if not self.over and self.random.random() < 0.3:
             self.clock.callLater(self.random.random() * 0.01, machine.kill, power_cut=self.random.random() < 0.7)
             self.clock.callLater(self.random.random() * 3, machine.start)
@@ -202,6 +148,12 @@ class World:
             return self._free_urls.pop()
         self._urls += 1
         return f"https://10.0.0.{self._urls}:2380"
+
+    def free_url(self, member_id: int) -> None:
+        """A member was removed; its place may be taken by another one."""
+        machine = self.machines.get(member_id)
+        if machine is not None:
+            self._free_urls.append(str(machine.config.initial_advertise_peer_urls[0]))
 
     def add_machine(self, info: MemberInfo) -> None:
         """A machine for a member that was added, on which it starts."""
@@ -239,6 +191,8 @@ class World:
             "experimental-snapshot-catchup-entries": str(plan.catch_up_entries),
             "value-cache-bytes": str(plan.value_cache_bytes),
             "pre-vote": "true" if plan.pre_vote else "false",
+            "experimental-corrupt-check-time": "2s" if plan.compares else "0",
+            "experimental-initial-corrupt-check": "true" if plan.compares else "false",
             "strict-reconfig-check": "true" if plan.strict else "false",
         }
         return load_config(options, {})
@@ -253,7 +207,8 @@ class World:
         """
         # What is left of dead processes must not be collected while others run: it would stir, and be heard.
         gc.disable()
-        globalLogPublisher.addObserver(self._logged)
+        observer: Any = self._logged
+        globalLogPublisher.addObserver(observer)
         try:
             self._begin()
             self._run_until(self.clock.seconds() + self.plan.chaos_s)
@@ -266,7 +221,7 @@ class World:
                 self._judge()
         finally:
             self._bury()
-            globalLogPublisher.removeObserver(self._logged)
+            globalLogPublisher.removeObserver(observer)
             gc.enable()
         if self._violation is not None:
             raise self._violation
@@ -316,7 +271,7 @@ class World:
         self.note("peace", 0)
         self.over = True
         self.network.quality = PERFECT
-        Faults.heal(self)
+        heal(self)
         for machine in self.machines.values():
             self.clock.callLater(self.random.random(), machine.start)
 
@@ -409,6 +364,8 @@ class World:
             assert member is not None
             if member.revision != truth.revision:
                 raise Violation(f"{machine.name} is at revision {member.revision}, and not at {truth.revision}")
+            if member.alarms:
+                raise Violation(f"{machine.name} has alarms: {member.alarms.listed()}")
             self.checks.has_state(machine.name, member.store)
             revision, compacted = member.revision, member.store.compacted
             member.read_backend(hash_kv, revision, compacted).addCallbacks(
@@ -452,6 +409,11 @@ def _words(fact: object) -> str:
     return ", ".join(parts)
 
 
+def scratch() -> TemporaryDirectory[str]:
+    """Room for the members' files; in memory where the system offers that, since some of them are synced in earnest."""
+    return TemporaryDirectory(dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None)
+
+
 def run_seed(seed: int, directory: Path, parts: Parts | None = None, **changes: Any) -> World:
     """Run one seed; for the arguments see :class:`World`.
 
@@ -465,6 +427,3 @@ def run_seed(seed: int, directory: Path, parts: Parts | None = None, **changes: 
         lines = "\n".join(world.lines())
         raise Violation(f"seed {seed}: {violation}\n{world.plan}\n{lines}\nseed {seed}: {violation}") from violation
     return world
-
-
-_ = Deferred, Failure
