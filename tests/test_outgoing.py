@@ -18,7 +18,7 @@ from twistedkv.outgoing import KEPT_S, OutgoingSnapshots
 from twistedkv.raft.messages import Message, MessageType
 from twistedkv.storage.backend import BackendError
 from twistedkv.storage.bbolt import BoltReader
-from twistedkv.v2membership import decode
+from twistedkv.v2text import decode
 
 ME, OTHER, THIRD = 1, 2, 3
 CATCH_UP = 5
@@ -99,7 +99,7 @@ class OutgoingTests(SynchronousTestCase):
         assert message.snapshot is not None
         self.assertEqual(message.snapshot.meta.index, self.member.applied)
         self.assertEqual(message.snapshot.meta.conf_state.voters, (ME,))
-        self.assertEqual(decode(message.snapshot.data).membership.members.keys(), {ME})
+        self.assertEqual(decode(message.snapshot.data).facts.membership.members.keys(), {ME})
         data = b"".join(chunks())
         self.assertEqual(google_crc32c.value(data), crc32c)
         self.assertEqual(len(list(BoltReader(data).items(b"key"))), 3)

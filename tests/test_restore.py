@@ -12,11 +12,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.requests import Requests
 from tests.test_apply import random_entry
-from twistedkv.apply import META_APPLIED_INDEX, META_APPLIED_TERM, Alarms, Applier
+from tests.v2trees import START_NS, content, told
+from twistedkv.apply import CLUSTER_VERSION, META_APPLIED_INDEX, META_APPLIED_TERM, Alarms, Applier
+from twistedkv.clusternodes import facts
 from twistedkv.configload import load_config
 from twistedkv.errors import InvariantError, KVError
 from twistedkv.lease import Lessor
 from twistedkv.members import MemberInfo, Membership, bootstrap_changes, promotion
+from twistedkv.pb.etcdserver_pb2 import Request
 from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
 from twistedkv.pb.raft_pb2 import ConfChange, ConfChangeAddLearnerNode, ConfChangeAddNode, ConfChangeRemoveNode
 from twistedkv.pb.rpc_pb2 import LeaseGrantRequest, LeaseRevokeRequest, PutRequest
@@ -24,11 +27,14 @@ from twistedkv.raft.messages import Snapshot
 from twistedkv.restore import examine_snapshot, load_state, read_snapshot
 from twistedkv.snapshot import StateCopy
 from twistedkv.snapshotreader import SnapshotDamagedError
-from twistedkv.storage.backend import MAX_MAIN, Bucket, pack
+from twistedkv.storage.backend import MAX_MAIN, BackendError, Batch, Bucket, pack
 from twistedkv.storage.keyindex import KeyIndex
 from twistedkv.storage.memory import MemoryBackend
 from twistedkv.storage.mvcc import META_COMPACTED, META_REVISION, Store, fetch, hash_kv
 from twistedkv.txn import Done
+from twistedkv.v2errors import V2Error
+from twistedkv.v2records import META_DIRECTORY_INDEX, load_directory
+from twistedkv.v2text import decode
 
 FIRST = MemberInfo(10, ("http://192.0.2.1:2380",), "a")
 SECOND = MemberInfo(11, ("http://192.0.2.2:2380",))
@@ -48,18 +54,21 @@ class Member:
         self.index = 0
         self.answers: list[Done | type[Exception] | None] = []
 
-    def feed(self, entry: bytes | ConfChange) -> None:
+    def feed(self, entry: bytes | ConfChange | Request) -> None:
         """Apply one entry of the log."""
         self.index += 1
         try:
             self.answers.append(self._apply(entry))
-        except (KVError, ValueError) as error:
+        except (KVError, V2Error, ValueError) as error:
             self.answers.append(type(error))
         self.applier.store.lend(None)
         self.applier.store.index.evict()
 
-    def _apply(self, entry: bytes | ConfChange) -> Done | None:
+    def _apply(self, entry: bytes | ConfChange | Request) -> Done | None:
         applier = self.applier
+        if isinstance(entry, Request):
+            applier.apply_v2(entry)
+            return None
         if isinstance(entry, ConfChange):
             applier.apply_conf_change(entry)
             return None
@@ -72,6 +81,7 @@ class Member:
     def flush(self) -> None:
         """What the write-behind does."""
         store = self.applier.store
+        self.applier.v2.records.drain(store.record)
         store.record(Bucket.META, META_APPLIED_INDEX, b"%d" % self.index)
         store.record(Bucket.META, META_APPLIED_TERM, b"3")
         self.backend.write(store.take_batch())
@@ -89,7 +99,7 @@ class Member:
         """The state as a message and a file; the file's checksum."""
         self.flush()
         copy = StateCopy(path.parent)
-        copy.begin(self.backend)
+        copy.begin(self.backend, START_NS)
         while not copy.copy_some(self.backend):
             self.backend.size()
         path.write_bytes(copy.read(copy.size_bytes))
@@ -111,6 +121,9 @@ class Member:
         applier, records = self.applier, {bucket: self.backend.records(bucket) for bucket in Bucket}
         marks = records.pop(Bucket.META)
         records[Bucket.AUTH].setdefault(b"authRevision", (1).to_bytes(8, "big"))
+        v2_index = int(marks.get(META_DIRECTORY_INDEX, b"0"))
+        events = records.pop(Bucket.DIRECTORY_EVENTS)  # of a member's own size, with the same in them
+        _, hub = load_directory(records[Bucket.DIRECTORY], events, v2_index)
         return (
             self.backend.scan(0, pack(MAX_MAIN), 1 << 20),
             records,
@@ -124,17 +137,19 @@ class Member:
             applier.membership.members,
             applier.membership.removed,
             (applier.cluster_version, applier.downgrade),
+            (content(applier.v2.directory), applier.v2.directory.index, v2_index),
+            (told(applier.v2.hub.history), told(hub.history)),
         )
 
 
-def random_log(dice: Random, length: int, member: Member) -> list[bytes | ConfChange]:
-    """A log that ``member`` has applied, with members and leases in it."""
+def random_log(dice: Random, length: int, member: Member) -> list[bytes | ConfChange | Request]:
+    """A log that ``member`` has applied, with members, leases and keys of the v2 API in it."""
     requests = Requests(dice)
-    log: list[bytes | ConfChange] = []
+    log: list[bytes | ConfChange | Request] = []
     for number in range(length):
         requests.revision = member.applier.store.revision
-        entry: bytes | ConfChange
-        match dice.randint(0, 11):
+        entry: bytes | ConfChange | Request
+        match dice.randint(0, 14):
             case 0:
                 entry = InternalRaftRequest(
                     lease_grant=LeaseGrantRequest(ID=dice.choice((7, 8)), TTL=60)
@@ -149,6 +164,8 @@ def random_log(dice: Random, length: int, member: Member) -> list[bytes | ConfCh
                 entry = ConfChange(type=ConfChangeRemoveNode, node_id=dice.choice([*learners, 99]))
                 if dice.random() < 0.3:
                     entry = ConfChange(type=ConfChangeAddNode, node_id=entry.node_id, context=promotion(entry.node_id))
+            case 4 | 5 | 6:
+                entry = random_v2(dice)
             case _:
                 entry = random_entry(requests)
         log.append(entry)
@@ -156,6 +173,23 @@ def random_log(dice: Random, length: int, member: Member) -> list[bytes | ConfCh
         if dice.random() < 0.1:
             member.sweep()
     return log
+
+
+def random_v2(dice: Random) -> Request:
+    """A request for keys of the v2 API, or that they expire."""
+    path = b"/1/" + b"/".join(dice.choice((b"a", b"b", b"\xff")) for _ in range(dice.randint(1, 3)))
+    value, end_ns = dice.choice((b"", b"v", b"\xfe")), dice.choice((0, START_NS, START_NS + 10**9 + 1))
+    match dice.randrange(6):
+        case 0:
+            return Request(ID=1, Method="DELETE", Path=path, Recursive=dice.random() < 0.5)
+        case 1:
+            return Request(ID=1, Method="SYNC", Time=START_NS)
+        case 2:
+            return Request(ID=1, Method="POST", Path=path, Val=value, Expiration=end_ns)
+        case 3:
+            return Request(ID=1, Method="PUT", Path=path, Dir=True, Expiration=end_ns)
+        case _:
+            return Request(ID=1, Method="PUT", Path=path, Val=value, Expiration=end_ns, Refresh=dice.random() < 0.2)
 
 
 class RoundTripTests(SynchronousTestCase):
@@ -168,17 +202,24 @@ class RoundTripTests(SynchronousTestCase):
     @given(st.integers(0, 1 << 32), st.integers(0, 60), st.integers(0, 60), st.sampled_from((0, 1 << 20)))
     def test_a_snapshot_is_as_good_as_the_log(self, seed: int, length: int, rest: int, limit_bytes: int) -> None:
         """A member that followed the log for a while and jumped to a snapshot is equal to the one that made it, and
-        stays so when both go on: answers, keys, leases, alarms, members, rows, records and hash."""
+        stays so when both go on: answers, keys, leases, alarms, members, rows, records, hash and v2 store."""
         dice = Random(seed)
         leader, follower = Member(1 << 20), Member(limit_bytes)
-        log: list[bytes | ConfChange] = [*map(ConfChange.FromString, bootstrap_changes([FIRST, SECOND]))]
+        log: list[bytes | ConfChange | Request] = [*map(ConfChange.FromString, bootstrap_changes([FIRST, SECOND]))]
         for entry in log:
             leader.feed(entry)
         log += random_log(dice, length, leader)
         for entry in log[: dice.randint(0, len(log))]:
             follower.feed(entry)
         applier, executor = follower.applier, follower.applier.executor
-        parts = (applier.store, applier.lessor, applier.alarms, applier.membership)
+        parts = (
+            applier.store,
+            applier.lessor,
+            applier.alarms,
+            applier.membership,
+            applier.v2.directory,
+            applier.v2.hub,
+        )
         snapshot, crc32c = leader.snapshot(self.path)
         examine_snapshot(snapshot, self.path, crc32c)
         follower.install(self.path, snapshot)
@@ -192,7 +233,7 @@ class RoundTripTests(SynchronousTestCase):
         self.assertEqual(follower.state(), leader.state())
         self.assertIs(applier.executor, executor)
         self.assertEqual([executor.store is applier.store, executor.lessor is applier.lessor], [True, True])
-        now = (applier.store, applier.lessor, applier.alarms, applier.membership)
+        now = (applier.store, applier.lessor, applier.alarms, applier.membership, applier.v2.directory, applier.v2.hub)
         self.assertTrue(all(one is other for one, other in zip(now, parts, strict=True)))
 
     def test_an_earlier_state_is_refused(self) -> None:
@@ -208,6 +249,55 @@ class RoundTripTests(SynchronousTestCase):
         follower.feed(grant)
         self.assertRaises(InvariantError, follower.install, self.path, snapshot)
         self.assertEqual((follower.applier.store.revision, len(follower.applier.lessor)), (2, 1))
+
+
+class DatabaseTests(SynchronousTestCase):
+    """What a database makes of the v2 store when a member starts."""
+
+    def setUp(self) -> None:
+        self.member = Member(0)
+        self.member.feed(ConfChange.FromString(bootstrap_changes([FIRST])[0]))
+        self.member.feed(Request(ID=1, Method="PUT", Path=b"/1/k", Val=b"v"))
+
+    def test_it_is_loaded(self) -> None:
+        """Tree, history and index are those that were written, and nothing is to be written of them."""
+        self.member.flush()
+        loaded = load_state(self.member.backend, CONFIG)
+        self.assertEqual(content(loaded.directory), content(self.member.applier.v2.directory))
+        self.assertEqual(told(loaded.v2hub.history), told(self.member.applier.v2.hub.history))
+        self.assertEqual((loaded.directory.index, loaded.directory.changed), (2, set()))
+        self.assertIs(loaded.directory.sink, loaded.v2hub)
+
+    def test_a_database_of_before(self) -> None:
+        """Without a v2 store it gets that of its members, which is written with what is applied next, and copied."""
+        self.member.flush()
+        dropped = {(Bucket.META, META_DIRECTORY_INDEX): None}
+        for bucket in (Bucket.DIRECTORY, Bucket.DIRECTORY_EVENTS):
+            dropped |= {(bucket, key): None for key in self.member.backend.records(bucket)}
+        self.member.backend.write(Batch(records={**dropped, (Bucket.CLUSTER, CLUSTER_VERSION): b"3.5.0"}))
+        copy = StateCopy(Path())
+        copy.begin(self.member.backend, 0)
+        copy.close()
+        loaded = load_state(self.member.backend, CONFIG)
+        self.assertEqual(content(decode(copy.v2_store).directory), content(loaded.directory))
+        membership, version = facts(loaded.directory)
+        self.assertEqual((membership.members, version), ({FIRST.id: FIRST}, "3.5.0"))
+        self.assertEqual(loaded.directory.index, 3)
+        self.member.applier = Applier.of(loaded)
+        self.member.flush()
+        again = load_state(self.member.backend, CONFIG)
+        self.assertEqual(content(again.directory), content(loaded.directory))
+        self.assertEqual(again.directory.changed, set())
+
+    def test_damage(self) -> None:
+        """It is said in one line when a member starts, and when its state is copied."""
+        self.member.flush()
+        self.member.backend.write(Batch(records={(Bucket.DIRECTORY, b"/1/k"): b"\xff"}))
+        text = "the database is damaged: the record b'/1/k' of the v2 store is too short"
+        self.assertEqual(str(self.assertRaises(BackendError, load_state, self.member.backend, CONFIG)), text)
+        copy = StateCopy(Path())
+        self.addCleanup(copy.close)
+        self.assertEqual(str(self.assertRaises(BackendError, copy.begin, self.member.backend, 0)), text)
 
 
 class FileTests(SynchronousTestCase):

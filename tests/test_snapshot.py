@@ -17,8 +17,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.workers import SteppedWorker
 from twistedkv import snapshot
 from twistedkv.apply import META_APPLIED_INDEX, META_APPLIED_TERM, META_INSTALLED
+from twistedkv.clusternodes import found, version_set
 from twistedkv.compaction import Sweeper
-from twistedkv.members import MemberInfo
+from twistedkv.members import MemberInfo, Membership
 from twistedkv.metrics import Metrics
 from twistedkv.raft.messages import ConfState, SnapshotMeta
 from twistedkv.snapshot import StateCopy, copy_state, crc32c_of, revision_key
@@ -28,7 +29,8 @@ from twistedkv.storage.keyindex import KeyIndex
 from twistedkv.storage.memory import MemoryBackend
 from twistedkv.storage.mvcc import Store, encode_row
 from twistedkv.storage.writebehind import WriteBehind
-from twistedkv.v2membership import decode
+from twistedkv.v2store import V2Store
+from twistedkv.v2text import decode
 
 ME = MemberInfo(0x1C, ("http://192.0.2.1:2380",), "m1")
 
@@ -37,10 +39,11 @@ class Source:
     """A store, its write-behind and its sweeper, on a storage thread that runs when told to."""
 
     def __init__(self) -> None:
-        self.clock = Clock()
+        self.clock = self.reactor = Clock()
         self.worker = SteppedWorker()
         self.backend = MemoryBackend()
         self.store = Store(KeyIndex(1 << 20))
+        self.v2 = V2Store()
         self.applied = 0
         self.failures: list[Any] = []
         self.write_behind = WriteBehind(self.backend, self.worker, self._take, self.clock, self.failures.append)
@@ -69,9 +72,11 @@ class Source:
             self.sweeper.sweep()
         store.end()
         self.applied += 1
+        self.v2.directory.set("/1/applied", False, str(self.applied), dice.choice((0, 10**18)))
         self.write_behind.dirty(0, 0)
 
     def _take(self) -> Batch:
+        self.v2.records.drain(self.store.record)
         self.store.record(Bucket.META, META_APPLIED_INDEX, b"%d" % self.applied)
         self.store.record(Bucket.META, META_APPLIED_TERM, b"3")
         return self.store.take_batch()
@@ -120,6 +125,12 @@ class ConsistencyTests(SynchronousTestCase):
         self.assertEqual(found[b"key"], keys)
         self.assertEqual(found[b"lease"], leases)
         self.assertEqual(found[b"meta"][b"consistent_index"], copy.applied.to_bytes(8, "big"))
+        (_, tree, history) = decode(copy.v2_store)
+        if copy.applied:  # else nothing was written, and the tree is made for the members
+            self.assertEqual((tree.index, len(history.events)), (copy.applied, copy.applied))
+            node = tree.node("/1/applied")
+            assert node is not None
+            self.assertEqual(node.value, str(copy.applied))
         self.assertEqual(source.failures, [])
 
     def test_etcds_buckets(self) -> None:
@@ -175,6 +186,7 @@ class ConsistencyTests(SynchronousTestCase):
         source = Source()
         source.store.record(Bucket.CLUSTER, b"clusterVersion", b"3.5.0")
         source.store.record(Bucket.MEMBERS_REMOVED, b"7", b"removed")
+        found(source.v2.directory, Membership({ME.id: ME}, [7]), "3.5.0")
         for _ in range(3):
             source.store.begin()
             source.store.put(b"key", bytes(100_000), 0)
@@ -186,6 +198,7 @@ class ConsistencyTests(SynchronousTestCase):
         source.worker.step()
         source.store.record(Bucket.MEMBERS, b"1c", MemberInfo(0x1C, ME.peer_urls, "later").to_json())
         source.store.record(Bucket.CLUSTER, b"clusterVersion", b"3.6.0")
+        version_set(source.v2.directory, "3.6.0")
         source.applied += 1
         source.write_behind.dirty(0, 0)
         for _ in range(100):
@@ -195,7 +208,7 @@ class ConsistencyTests(SynchronousTestCase):
         assert copy is not None
         self.addCleanup(copy.close)
         self.assertEqual(copy.meta, SnapshotMeta(3, 3, ConfState((ME.id,))))
-        membership, version = decode(copy.v2_store)
+        membership, version = decode(copy.v2_store).facts
         self.assertEqual((membership.members, membership.removed, version), ({ME.id: ME}, {7}, "3.5.0"))
         data = copy.read(copy.size_bytes + 1)
         self.assertEqual((len(data), copy.crc32c), (copy.size_bytes, google_crc32c.value(data)))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.storage.test_bbolt import written
+from tests.v2trees import START_NS, change_tree, content, text_of, told
 from twistedkv import snapshotreader
 from twistedkv.apply import META_APPLIED_INDEX, META_APPLIED_TERM, META_INSTALLED
 from twistedkv.configload import load_config
@@ -19,14 +21,17 @@ from twistedkv.pb.kv_pb2 import KeyValue
 from twistedkv.pb.lease_pb2 import Lease
 from twistedkv.pb.rpc_pb2 import NOSPACE, AlarmMember
 from twistedkv.raft.messages import ConfState, SnapshotMeta
-from twistedkv.restore import load_state
+from twistedkv.restore import Loaded, load_state
 from twistedkv.snapshotreader import SnapshotDamagedError, SnapshotReader
 from twistedkv.storage.backend import MAX_MAIN, SUB_MASK, Batch, Bucket, pack
 from twistedkv.storage.bbolt import PAGE_BYTES
 from twistedkv.storage.contract import EVERYTHING, put, tombstone
+from twistedkv.storage.directory import Directory
 from twistedkv.storage.memory import MemoryBackend
 from twistedkv.storage.mvcc import META_COMPACTED, META_COMPACTION_DONE, META_REVISION, encode_row
-from twistedkv.v2membership import encode
+from twistedkv.v2records import META_DIRECTORY_INDEX
+from twistedkv.v2text import decode, encode
+from twistedkv.v2watch import History
 
 A = MemberInfo(0xA1, ("http://192.0.2.1:2380",), "m1", ("http://192.0.2.1:2379",))
 B = MemberInfo(0xB2, ("http://192.0.2.2:2380",), "m2", ("http://192.0.2.2:2379",))
@@ -94,7 +99,7 @@ def buckets() -> Buckets:
 def reader(contents: Buckets, meta: SnapshotMeta = META, text: bytes | None = None) -> SnapshotReader:
     """A reader of a file with these buckets."""
     data = written(dict(sorted(contents.items())))
-    return SnapshotReader(data, meta, encode(MEMBERSHIP, "3.5.0") if text is None else text)
+    return SnapshotReader(data, meta, text_of(MEMBERSHIP, "3.5.0") if text is None else text)
 
 
 def installed(source: SnapshotReader) -> MemoryBackend:
@@ -128,6 +133,7 @@ class ContentTests(SynchronousTestCase):
                 META_COMPACTION_DONE: b"3",
                 META_APPLIED_INDEX: b"42",
                 META_APPLIED_TERM: b"3",
+                META_DIRECTORY_INDEX: b"7",
                 META_INSTALLED: b"42",
                 b"mark": b"ours",
             },
@@ -192,12 +198,67 @@ class ContentTests(SynchronousTestCase):
                 self.assertLessEqual(sum(len(row.key) + len(row.value) for row in batch.rows), most_bytes + 1_000)
 
 
+class V2StoreTests(SynchronousTestCase):
+    """What becomes of the v2 store in the text."""
+
+    def loaded(self, source: SnapshotReader) -> Loaded:
+        """The state of a database that was replaced by a snapshot."""
+        return load_state(installed(source), load_config({"data-dir": "d"}, {}))
+
+    def test_a_store_with_keys(self) -> None:
+        """Tree, history and index are in the database afterwards, bytes that are no text and ends among them."""
+        tree, history = store_with_keys()
+        state = self.loaded(reader(buckets(), text=encode(tree, history)))
+        self.assertEqual(content(state.directory), content(tree))
+        self.assertEqual(told(state.v2hub.history), told(history))
+        self.assertEqual((state.directory.index, state.directory.changed), (tree.index, set()))
+        self.assertEqual(state.directory.first_end_ns, tree.first_end_ns)
+
+    def test_what_is_larger_than_a_batch(self) -> None:
+        """No batch grows beyond its bound by nodes and events either."""
+        tree, history = store_with_keys()
+        for number in range(1_500):
+            tree.set(f"/1/{number}", False, "v" * 100)
+        self.patch(snapshotreader, "BATCH_BYTES", 20_000)
+        source = reader(buckets(), text=encode(tree, history))
+        batches = list(source.batches({}))
+        self.assertGreater(len(batches), 15)
+        for batch in batches:
+            nodes = [value for (bucket, _), value in batch.records.items() if bucket is Bucket.DIRECTORY and value]
+            self.assertLessEqual(sum(map(len, nodes)), 21_000)
+        self.assertEqual(content(self.loaded(source).directory), content(tree))
+
+    def test_a_message_without_a_text(self) -> None:
+        """The store is that of a cluster of the members that the database knows."""
+        state = self.loaded(reader(buckets(), text=b""))
+        self.assertEqual(state.directory.index, 6)
+        self.assertEqual(state.membership.members.keys(), MEMBERSHIP.members.keys())
+        self.assertIsNotNone(state.directory.node("/0/members/a1/attributes"))
+
+    def test_damage(self) -> None:
+        """A tree that cannot be is refused before it does any harm."""
+        tree, history = store_with_keys()
+        text = encode(tree, history).replace(b'"ExpireTime":"2', b'"ExpireTime":"x', 1)
+        error = self.assertRaises(SnapshotDamagedError, reader, buckets(), text=text)
+        self.assertIn("the message's v2 store cannot be read: 'x", str(error))
+
+
+def store_with_keys() -> tuple[Directory, History]:
+    """The cluster's store with whatever users have in it, something that ends among it."""
+    _, tree, history = decode(text_of(MEMBERSHIP, "3.5.0"))
+    dice = Random(11)
+    for _ in range(300):
+        change_tree(tree, dice)
+    tree.set("/1/ends", False, "\udcff", START_NS)
+    return tree, history
+
+
 class MemberTests(SynchronousTestCase):
     """Text, database and message do not know the same of the members."""
 
     def merged(self, contents: Buckets, told: Membership | None) -> dict[int, MemberInfo]:
         """The members that come out."""
-        text = b"" if told is None else encode(told, "")
+        text = b"" if told is None else text_of(told, "")
         return reader(contents, text=text).membership.members
 
     def test_the_text_has_more(self) -> None:
@@ -224,11 +285,11 @@ class MemberTests(SynchronousTestCase):
     def test_who_was_removed(self) -> None:
         """Whoever either of them knows to be removed is."""
         told = Membership(MEMBERSHIP.members, [8])
-        self.assertEqual(reader(buckets(), text=encode(told, "")).membership.removed, {7, 8})
+        self.assertEqual(reader(buckets(), text=text_of(told, "")).membership.removed, {7, 8})
 
     def test_the_version(self) -> None:
         """It comes from the text, or else from the database."""
-        for text, wanted in ((encode(MEMBERSHIP, "3.4.0"), b"3.4.0"), (encode(MEMBERSHIP, ""), b"3.5.0")):
+        for text, wanted in ((text_of(MEMBERSHIP, "3.4.0"), b"3.4.0"), (text_of(MEMBERSHIP, ""), b"3.5.0")):
             records = installed(reader(buckets(), text=text)).records(Bucket.CLUSTER)
             self.assertEqual(records[b"clusterVersion"], wanted)
 
@@ -245,11 +306,11 @@ class MemberTests(SynchronousTestCase):
             error = self.assertRaises(SnapshotDamagedError, reader, buckets(), META._replace(conf_state=state))
             self.assertIn(text, str(error))
         error = self.assertRaises(
-            SnapshotDamagedError, reader, buckets(), text=encode(Membership(MEMBERSHIP.members, [A.id]), "")
+            SnapshotDamagedError, reader, buckets(), text=text_of(Membership(MEMBERSHIP.members, [A.id]), "")
         )
         self.assertEqual(str(error), "member a1 is a member and removed")
         error = self.assertRaises(SnapshotDamagedError, reader, buckets(), text=b"{}")
-        self.assertEqual(str(error), "the message's members cannot be read: it has no root")
+        self.assertEqual(str(error), "the message's v2 store cannot be read: it has no root")
 
 
 def change(bucket: bytes, key: bytes, value: bytes | None) -> Callable[[Buckets], object]:
@@ -329,7 +390,7 @@ class DamageTests(SynchronousTestCase):
         """It is looked at where it is needed."""
         contents = buckets()
         contents[b"cluster"][b"clusterVersion"] = b"\xff"
-        source = reader(contents, text=encode(MEMBERSHIP, ""))
+        source = reader(contents, text=text_of(MEMBERSHIP, ""))
         self.assertIn("cannot be read", str(self.assertRaises(SnapshotDamagedError, source.examine)))
 
     def test_keys_that_do_not_ascend(self) -> None:
@@ -337,7 +398,7 @@ class DamageTests(SynchronousTestCase):
         data = bytearray(written(buckets()))
         at = data.index(revision(5))
         data[at : at + 17] = revision(1)
-        source = SnapshotReader(bytes(data), META, encode(MEMBERSHIP, ""))
+        source = SnapshotReader(bytes(data), META, text_of(MEMBERSHIP, ""))
         error = self.assertRaises(SnapshotDamagedError, source.examine)
         self.assertEqual(str(error), f"bucket key: {revision(1).hex()} does not come after {revision(2, 1).hex()}")
 
@@ -367,7 +428,7 @@ class DamageTests(SynchronousTestCase):
             page = data.draw(st.integers(0, len(damaged) // PAGE_BYTES - 1))
             damaged[page * PAGE_BYTES + data.draw(st.integers(0, 400))] = data.draw(st.integers(0, 255))
         try:
-            backend = installed(SnapshotReader(bytes(damaged), META, encode(MEMBERSHIP, "")))
+            backend = installed(SnapshotReader(bytes(damaged), META, text_of(MEMBERSHIP, "")))
         except SnapshotDamagedError as error:
             self.assertEqual(len(str(error).splitlines()), 1)
         else:

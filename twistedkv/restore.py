@@ -26,8 +26,11 @@ from twistedkv.members import Membership
 from twistedkv.raft.messages import Snapshot, SnapshotMeta
 from twistedkv.snapshot import crc32c_of
 from twistedkv.snapshotreader import SnapshotDamagedError, SnapshotReader
-from twistedkv.storage.backend import Backend, Batch, Bucket
+from twistedkv.storage.backend import Backend, BackendError, Batch, Bucket
+from twistedkv.storage.directory import Directory
 from twistedkv.storage.mvcc import META_COMPACTION_DONE, Store, load
+from twistedkv.v2records import META_DIRECTORY_INDEX, store_of
+from twistedkv.v2watch import V2Hub
 
 
 class Loaded(NamedTuple):
@@ -40,6 +43,8 @@ class Loaded(NamedTuple):
     membership: Membership
     cluster_version: str  # empty while it is not decided
     downgrade: Downgrade
+    directory: Directory  # of the v2 store; its sink is v2hub
+    v2hub: V2Hub
 
     @property
     def described(self) -> SnapshotMeta:
@@ -62,21 +67,30 @@ def load_state(backend: Backend, config: Config) -> Loaded:
     """Read the whole state of an open database.
 
     Raises:
-        BackendError: it cannot be read.
+        BackendError: it cannot be read, or what it has of the v2 store is damaged.
     """
     store = load(backend, config.value_cache_bytes)
     shortest_s = min_ttl_s(config.election_timeout_ms // config.heartbeat_interval_ms, config.heartbeat_interval_ms)
     lessor = Lessor(shortest_s, load_leases(backend.records(Bucket.LEASES)))
     lessor.reattach(store.index.entries.items())
-    cluster = backend.records(Bucket.CLUSTER)
+    cluster, meta = backend.records(Bucket.CLUSTER), backend.records(Bucket.META)
+    membership = Membership.from_records(backend.records(Bucket.MEMBERS), backend.records(Bucket.MEMBERS_REMOVED))
+    version = cluster.get(CLUSTER_VERSION, b"").decode()
+    nodes, events = backend.records(Bucket.DIRECTORY), backend.records(Bucket.DIRECTORY_EVENTS)
+    try:
+        directory, v2hub = store_of(nodes, events, meta.get(META_DIRECTORY_INDEX), membership, version)
+    except ValueError as error:
+        raise BackendError(f"the database is damaged: {error}") from error
     return Loaded(
         store,
         lessor,
-        backend.records(Bucket.META),
+        meta,
         Alarms(backend.records(Bucket.ALARMS)),
-        Membership.from_records(backend.records(Bucket.MEMBERS), backend.records(Bucket.MEMBERS_REMOVED)),
-        cluster.get(CLUSTER_VERSION, b"").decode(),
+        membership,
+        version,
         Downgrade.from_json(cluster.get(DOWNGRADE, b"{}")),
+        directory,
+        v2hub,
     )
 
 

@@ -7,6 +7,8 @@ storage thread in between; the one thing that would take them away, the sweeper 
 A second connection with a transaction of its own would do without that, but SQLite lets nobody else in: the lock that
 keeps other processes out is what makes commits cheap.
 
+The v2 store is not in that file: its text goes beside it, in the message between members, and is of the same moment.
+
 The file has no name, so that the system deletes it as soon as it is closed, also by a crash.
 Sources of the buckets: etcd ``server/mvcc/buckets/bucket.go``, ``server/etcdserver/cindex/cindex.go``.
 """
@@ -29,7 +31,8 @@ from twistedkv.raft.messages import SnapshotMeta
 from twistedkv.storage.backend import SUB_BITS, SUB_MASK, Backend, BackendError, Bucket, RevisionRow, pack
 from twistedkv.storage.bbolt import BoltWriter
 from twistedkv.storage.mvcc import META_COMPACTED, META_COMPACTION_DONE, META_REVISION, encode_row
-from twistedkv.v2membership import encode
+from twistedkv.v2records import META_DIRECTORY_INDEX, store_of
+from twistedkv.v2text import encode
 
 ROWS_AT_A_TIME: Final = 200  # about 2 ms of the storage thread, during which the reactor's may want to run
 BYTES_AT_A_TIME: Final = 4 << 20  # of the finished file; about as long
@@ -61,7 +64,7 @@ class StateCopy:
         self.size_bytes = 0  # of the finished file
         self.crc32c = 0  # of the finished file, all of it
         self.meta = SnapshotMeta()  # the point of the log that it stands for, and who was a member there
-        self.v2_store = b""  # who that was, as members tell each other
+        self.v2_store = b""  # the v2 store, among it who that was, as members tell each other
         self.revision = 0
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - open until close()
         self._writer = BoltWriter(self._file.write)
@@ -73,14 +76,27 @@ class StateCopy:
         """The index that it stands for."""
         return self.meta.index
 
-    def begin(self, backend: Backend) -> None:
-        """Take everything but the revisions, and learn which of those belong to it."""
+    def begin(self, backend: Backend, now_ns: int) -> None:
+        """Take everything but the revisions, and learn which of those belong to it.
+
+        Args:
+            now_ns: since 1970, for how long nodes in the v2 store's events still have to live.
+
+        Raises:
+            BackendError: what the database has of the v2 store is damaged.
+        """
         records = {bucket: backend.records(bucket) for bucket in Bucket}
         meta = records.pop(Bucket.META)
         members = Membership.from_records(records[Bucket.MEMBERS], records[Bucket.MEMBERS_REMOVED])
         index, term = (int(meta.get(name, b"0")) for name in (META_APPLIED_INDEX, META_APPLIED_TERM))
         self.meta = SnapshotMeta(index, term, members.conf_state())
-        self.v2_store = encode(members, records[Bucket.CLUSTER].get(CLUSTER_VERSION, b"").decode())
+        nodes, events = records.pop(Bucket.DIRECTORY), records.pop(Bucket.DIRECTORY_EVENTS)
+        version = records[Bucket.CLUSTER].get(CLUSTER_VERSION, b"").decode()
+        try:
+            directory, hub = store_of(nodes, events, meta.get(META_DIRECTORY_INDEX), members, version)
+        except ValueError as error:
+            raise BackendError(f"the database is damaged: {error}") from error
+        self.v2_store = encode(directory, hub.history, now_ns)
         self.revision = int(meta.get(META_REVISION, b"1"))
         self._installed = meta.get(META_INSTALLED)
         records[Bucket.AUTH].setdefault(_AUTH_REVISION, _FIRST_AUTH_REVISION)
@@ -140,6 +156,7 @@ class StateSource(Protocol):
     """What has the state; see :class:`twistedkv.server.Member`."""
 
     sweeper: Sweeper
+    reactor: Any  # tells the time
 
     def read_backend(self, function: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:
         """Run ``function(backend, …)`` on the storage thread, after everything applied so far was written."""
@@ -165,7 +182,7 @@ async def copy_state(source: StateSource, directory: Path, wanted: Callable[[], 
     copy = StateCopy(directory)
     source.sweeper.hold()
     try:
-        await source.read_backend(copy.begin)
+        await source.read_backend(copy.begin, int(source.reactor.seconds() * 1e9))
         while wanted():
             if await source.on_storage_thread(copy.copy_some):
                 return copy

@@ -1,10 +1,10 @@
 """A snapshot that another member has sent, read into batches for the database. Pure: it looks at bytes.
 
-What arrives is a message with the point of the log that the snapshot stands for, the members by the v2 store's text
-(:mod:`twistedkv.v2membership`), and a bbolt file. Its buckets become ours. Whoever wrote it, etcd from 3.4 on or
-twistedkv, what is taken over was looked at: pages inside of the file, keys that ascend, messages that parse, and that
-message, text and database are of one moment. bbolt has no checksums of its pages, so damage inside of a value passes;
-see :func:`twistedkv.snapshot.crc32c_of` for what twistedkv adds.
+What arrives is a message with the point of the log that the snapshot stands for and the v2 store's text
+(:mod:`twistedkv.v2text`), members among it, and a bbolt file. Text and buckets become ours. Whoever wrote them, etcd
+from 3.4 on or twistedkv, what is taken over was looked at: pages inside of the file, keys that ascend, messages that
+parse, a tree that can be, and that message, text and database are of one moment. bbolt has no checksums of its pages,
+so damage inside of a value passes; see :func:`twistedkv.snapshot.crc32c_of` for what twistedkv adds.
 
 The members are those of the message. What is known of each comes from the text first, by which etcd 3.5 itself goes:
 the ``members`` bucket of 3.5.1 lacks client URLs, and that of some releases keeps learners that were promoted, or
@@ -31,7 +31,8 @@ from twistedkv.raft.messages import ConfState, SnapshotMeta
 from twistedkv.storage.backend import MAX_MAIN, SUB_MASK, Batch, Bucket, RevisionRow, main_of, pack
 from twistedkv.storage.bbolt import BoltError, BoltReader, Bytes
 from twistedkv.storage.mvcc import META_COMPACTED, META_COMPACTION_DONE, META_REVISION
-from twistedkv.v2membership import ClusterFacts, decode
+from twistedkv.v2records import META_DIRECTORY_INDEX, records_of, store_of
+from twistedkv.v2text import decode
 
 T = TypeVar("T")
 
@@ -91,14 +92,18 @@ class SnapshotReader:
         if missing:
             raise SnapshotDamagedError(f"the database has no bucket {missing[0]}")
         self._marks = self._check_marks()
-        facts = ClusterFacts(Membership(), "")
+        self._cluster_version = ""  # as the database says
         if v2_text:
             try:
-                facts = decode(v2_text)
+                facts, self._directory, self._history = decode(v2_text)
             except ValueError as error:
-                raise SnapshotDamagedError(f"the message's members cannot be read: {error}") from error
-        self.membership = self._merge(facts.membership)
-        self._cluster_version = facts.cluster_version  # empty: as the database says
+                raise SnapshotDamagedError(f"the message's v2 store cannot be read: {error}") from error
+            self.membership = self._merge(facts.membership)
+            self._cluster_version = facts.cluster_version
+        else:
+            self.membership = self._merge(Membership())
+            self._directory, hub = store_of({}, {}, None, self.membership, "")
+            self._history = hub.history
 
     def examine(self) -> None:
         """Read all of it.
@@ -158,6 +163,7 @@ class SnapshotReader:
         # etcd mvcc/kvstore.go, restore: of the last revisions all rows may be compacted away
         revision = max(main_of(last), compacted, 1)
         marks = {
+            META_DIRECTORY_INDEX: self._directory.index,
             META_REVISION: revision,
             META_APPLIED_INDEX: self._meta.index,
             META_APPLIED_TERM: self._meta.term,
@@ -238,6 +244,7 @@ class SnapshotReader:
             yield Bucket.MEMBERS, b"%x" % member.id, member.to_json()
         for member_id in sorted(self.membership.removed):
             yield Bucket.MEMBERS_REMOVED, b"%x" % member_id, b"removed"
+        yield from records_of(self._directory, self._history)
 
     def _rows(self) -> Iterator[RevisionRow]:
         """All revisions, ascending."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import json
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -21,10 +23,13 @@ from tests.functional.follower import Follower
 from tests.functional.processes import MISSING_ETCD, EtcdProcess, etcd_binary, free_ports
 from tests.storage.test_sql import sqlite_at
 from tests.test_restore import Member
+from tests.v2trees import content, new_store, told
+from twistedkv.clusternodes import attributes_set, member_added, member_removed, member_updated, version_set
 from twistedkv.configload import load_config
 from twistedkv.members import MemberInfo, bootstrap_changes, promotion
 from twistedkv.pb import rpc_pb2 as pb
-from twistedkv.pb.membership_pb2 import ClusterVersionSetRequest
+from twistedkv.pb.etcdserver_pb2 import Request
+from twistedkv.pb.membership_pb2 import Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest
 from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
 from twistedkv.pb.raft_pb2 import ConfChange, ConfChangeAddLearnerNode, ConfChangeAddNode
 from twistedkv.protocols.client import connect
@@ -37,7 +42,7 @@ from twistedkv.snapshot import StateCopy
 from twistedkv.storage.backend import Backend
 from twistedkv.storage.memory import MemoryBackend
 from twistedkv.storage.mvcc import hash_kv
-from twistedkv.v2membership import decode, encode
+from twistedkv.v2text import decode, encode
 
 KEPT_ENTRIES = 5000  # behind a snapshot, for members that are slow (etcd server/etcdserver/server.go)
 CLUSTER = 0xC1
@@ -273,14 +278,15 @@ class FromEtcdTests(SnapshotCase):
     def copied(self, backend: Backend, snapshot: Snapshot) -> Path:
         """A copy of ours of what came from etcd, as ``etcdctl snapshot save`` leaves it."""
         copy = StateCopy(self.directory)
-        copy.begin(backend)
+        copy.begin(backend, 0)
         while not copy.copy_some(backend):
             backend.size()
         data = copy.read(copy.size_bytes)
         copy.close()
         self.assertEqual(copy.meta, snapshot.meta)
         theirs, ours = decode(snapshot.data), decode(copy.v2_store)
-        self.assertEqual(ours.membership.members, theirs.membership.members)
+        self.assertEqual(content(ours.directory), content(theirs.directory))
+        self.assertEqual(told(ours.history), told(theirs.history))
         path = self.directory / f"{type(backend).__name__}.snap"
         path.write_bytes(data + hashlib.sha256(data).digest())
         return path
@@ -297,7 +303,7 @@ class ToEtcdTests(SnapshotCase):
         url = f"http://127.0.0.1:{port}"
         etcd = AlarmedEtcd(self.directory / "etcd")
         cluster = f"m1={etcd.peer_url},ours={url}"
-        etcd.options = ("--initial-cluster-state", "existing", "--initial-cluster", cluster)
+        etcd.options = ("--initial-cluster-state", "existing", "--initial-cluster", cluster, "--enable-v2")
         ours = MemberInfo(OURS, (url,), "ours", ("http://127.0.0.1:1",))
         joiner = MemberInfo(0xB0B, (etcd.peer_url,), is_learner=True)
         member = self.member_with(ours, joiner)
@@ -329,10 +335,12 @@ class ToEtcdTests(SnapshotCase):
             [(each.ID, each.name, list(each.clientURLs), each.isLearner) for each in listed.members],
             [(OURS, "ours", ["http://127.0.0.1:1"], False), (joiner.id, "m1", [etcd.endpoint], False)],
         )
+        yield deferToThread(self.compare_v2, etcd, loaded)
         yield deferToThread(etcd.kill9)
         yield deferToThread(etcd.start)
         yield self.hand_over(leader, joiner.id)
         yield deferToThread(self.compare, client, member.backend, loaded)
+        yield deferToThread(self.compare_v2, etcd, loaded)
 
     @inlineCallbacks
     def hand_over(self, leader: Leader, target: int) -> Any:
@@ -343,10 +351,34 @@ class ToEtcdTests(SnapshotCase):
             leader.drive()
         yield leader.when(lambda: leader.node.leader == target)
 
+    def compare_v2(self, etcd: EtcdProcess, loaded: Loaded) -> None:
+        """The server has the key of the v2 API that we have, with its end, and what happened to it."""
+        kept = loaded.directory.node("/1/dir/k")
+        assert kept is not None
+        node = {
+            "key": "/dir/k",
+            "value": "<v>",
+            "expiration": "2100-01-01T00:00:00.000000001Z",
+            "modifiedIndex": kept.modified,
+            "createdIndex": kept.created,
+        }
+        connection = http.client.HTTPConnection("127.0.0.1", etcd.port, timeout=10)
+        try:
+            for query in ("", f"?wait=true&waitIndex={kept.modified}"):
+                connection.request("GET", f"/v2/keys/dir/k{query}")
+                found = json.loads(connection.getresponse().read())["node"]
+                self.assertGreater(found.pop("ttl"), 1)
+                self.assertEqual(found, node)
+        finally:
+            connection.close()
+
     def member_with(self, ours: MemberInfo, joiner: MemberInfo) -> Member:
         """A member with some history."""
         member = Member(0)
         member.feed(ConfChange.FromString(bootstrap_changes([ours])[0]))
+        attributes = Attributes(name=ours.name, client_urls=ours.client_urls)
+        started = ClusterMemberAttrSetRequest(member_ID=ours.id, member_attributes=attributes)
+        member.feed(InternalRaftRequest(cluster_member_attr_set=started).SerializeToString())
         version = ClusterVersionSetRequest(ver="3.5.0")
         member.feed(InternalRaftRequest(cluster_version_set=version).SerializeToString())
         change = ConfChange(type=ConfChangeAddLearnerNode, node_id=joiner.id, context=joiner.to_json())
@@ -359,31 +391,96 @@ class ToEtcdTests(SnapshotCase):
             member.feed(InternalRaftRequest(**{name: request}).SerializeToString())
             if isinstance(request, pb.CompactionRequest):
                 member.sweep()
+        end_ns = 4_102_444_800_000_000_001  # 2100
+        member.feed(Request(ID=1, Method="PUT", Path=b"/1/dir/k", Val=b"<v>", Expiration=end_ns))
         self.assertEqual([each for each in member.answers if isinstance(each, type)], [])
         return member
 
 
 class TextTests(SnapshotCase):
-    """The members as a lone etcd writes them."""
+    """The v2 store as a lone etcd writes it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.server = EtcdProcess(self.directory / "etcd", None, ["--snapshot-count", "10", "--enable-v2"])
+        self.addCleanup(self.server.kill9)
+        self.server.start()
+        self.connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=10)
+        self.addCleanup(self.connection.close)
+        self.changing = self.client(self.server)
+
+    def v2(self, method: str, path: str, form: str = "") -> int:
+        """Ask for a key; the index of the store behind it."""
+        headers = {"Content-Type": "application/x-www-form-urlencoded"} if form else {}
+        self.connection.request(method, f"/v2/keys{path}", form or None, headers)
+        answer = self.connection.getresponse()
+        self.assertIn(answer.status, (200, 201), answer.read())
+        answer.read()
+        return int(answer.headers["X-Etcd-Index"])
+
+    def cluster(self, request: Any) -> Any:
+        """Ask for a change of members."""
+        method = type(request).__name__.removesuffix("Request")
+        path = f"/etcdserverpb.Cluster/{method}"
+        code, text, answer = self.changing.call_raw(path, request.SerializeToString())
+        self.assertEqual(code, 0, text)
+        assert answer is not None
+        return getattr(pb, f"{method}Response").FromString(answer)
+
+    def written(self) -> bytes:
+        """The newest snapshot's text, when there is another one than now."""
+        directory = self.server.directory / "data" / "member" / "snap"
+        before = set(directory.glob("*.snap"))
+        for _ in range(30):
+            self.v2("PUT", "/n", "value=n")
+        self.connection.close()
+        self.changing.close()
+        self.server.stop()
+        found = max(set(directory.glob("*.snap")) - before, key=lambda path: path.name).read_bytes()
+        end = b'"CurrentVersion":2}'
+        return found[found.index(b'{"Root"') : found.rindex(end) + len(end)]
 
     def test_equal_texts(self) -> None:
-        """Of one member that has started our text is etcd's to the byte, but for what it counted."""
-        server = EtcdProcess(self.directory / "etcd", None, ["--snapshot-count", "10"])
-        self.addCleanup(server.stop)
-        server.start()
-        client = self.client(server)
-        for _ in range(25):
-            self.call(client, pb.PutRequest(key=b"k"))
-        server.stop()
-        newest = max((server.directory / "data" / "member" / "snap").glob("*.snap")).read_bytes()
-        theirs = newest[newest.index(b'{"Root"') : newest.rindex(b'"CurrentVersion":2}') + len(b'"CurrentVersion":2}')]
-        facts = decode(theirs)
-        (member,) = facts.membership.listed()
-        self.assertEqual((member.name, member.client_urls), ("m1", (server.endpoint,)))
-        self.assertEqual(without_counts(encode(*facts)), without_counts(theirs))
+        """What etcd has of members, keys, directories, ends and their history is understood, and is the same text
+        again; and each change of members takes the indexes that it takes here."""
+        listed = self.cluster(pb.MemberListRequest()).members[0]
+        me = MemberInfo(listed.ID, tuple(listed.peerURLs), listed.name, tuple(listed.clientURLs))
+        tree, history = new_store()
+        member_added(tree, me)
+        attributes_set(tree, me)
+        version_set(tree, "3.5.0")
+        self.assertEqual(self.v2("GET", "/"), tree.index)
+        url, moved = (f"http://127.0.0.1:{port}" for port in free_ports(2))
+        added = self.cluster(pb.MemberAddRequest(peerURLs=[url], isLearner=True)).member
+        member_added(tree, MemberInfo(added.ID, (url,), is_learner=True))
+        self.assertEqual(self.v2("GET", "/"), tree.index)
+        self.cluster(pb.MemberUpdateRequest(ID=added.ID, peerURLs=[moved]))
+        member_updated(tree, MemberInfo(added.ID, (moved,)))  # 3.5.1 forgets here that it learns
+        self.assertEqual(self.v2("GET", "/"), tree.index)
+        self.cluster(pb.MemberRemoveRequest(ID=added.ID))
+        member_removed(tree, added.ID)
+        self.assertEqual(self.v2("GET", "/"), tree.index)
+
+        self.v2("PUT", "/a", "value=%3C%26%3E%22%E2%80%A8%C3%A9%01%08")
+        self.v2("PUT", "/a", "value=second&ttl=1")
+        self.v2("PUT", "/dir/x/y", "value=deep&ttl=100")
+        self.v2("PUT", "/e", "dir=true&ttl=1000")
+        self.v2("PUT", "/dir/x/y", "ttl=500&refresh=true&prevExist=true")
+        self.v2("PUT", "/_h/k", "value=")
+        self.v2("DELETE", "/_h?recursive=true")
+        self.v2("POST", "/dir", "value=in+order")
+        expiring = self.v2("GET", "/?quorum=true")
+        self.v2("GET", f"/a?wait=true&waitIndex={expiring + 1}")  # it expires
+        text = self.written()
+        stored = decode(text)
+        self.assertEqual((stored.facts.membership.members, stored.facts.membership.removed), ({me.id: me}, {added.ID}))
+        self.assertEqual(plain(encode(stored.directory, stored.history)), plain(text))
+        kept = [each for each in content(stored.directory) if each[0].startswith("/0")]
+        self.assertEqual(kept, [each for each in content(tree) if each[0].startswith("/0")])
+        self.assertEqual(told(stored.history)[: tree.index], told(history))
 
 
-def without_counts(text: bytes) -> bytes:
-    """A text without what the store counted."""
+def plain(text: bytes) -> bytes:
+    """A text without what the store counted, and without what was left of lives when it was."""
     start, end = text.index(b'"Stats"'), text.index(b'"CurrentVersion"')
-    return text[:start] + text[end:]
+    return re.sub(rb',"ttl":\d+', b"", text[:start] + text[end:])

@@ -128,6 +128,20 @@ class Merged(MemoryBackend):
         return {key: value for each in Bucket for key, value in super(Merged, self).records(each).items()}
 
 
+class Hasty(MemoryBackend):
+    """Forgets the last of many records."""
+
+    def write(self, batch: Batch) -> None:
+        super().write(Batch(batch.rows, dict(list(batch.records.items())[:128])))
+
+
+class Clipping(MemoryBackend):
+    """Cuts the keys of records where an index would end."""
+
+    def write(self, batch: Batch) -> None:
+        super().write(Batch(batch.rows, {(bucket, key[:900]): value for (bucket, key), value in batch.records.items()}))
+
+
 class Unsigned(MemoryBackend):
     """Keeps 63 bits of a lease."""
 
@@ -206,6 +220,8 @@ class BackendContractTests(SynchronousTestCase):
             Endless: "test_compaction_looks_at_a_bounded_number_of_rows",
             Blind: "test_surviving_leaves_out_what_compaction_would_drop",
             Merged: "test_every_bucket_holds_records",
+            Hasty: "test_many_records_at_once",
+            Clipping: "test_large_records",
             Unsigned: "test_rows_come_back_as_they_were",
             Overlaying: "test_replacing_by_nothing",
             Impatient: "test_failure_of_the_source_leaves_the_old_state",

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from sqlalchemy import make_url
+from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.dialects import postgresql as postgresql_dialect
 from sqlalchemy.schema import CreateIndex, CreateTable
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.storage.postgresql import connect, new_schema
+from tests.storage.test_sql import MigrationCase
 from twistedkv.storage import sql
 from twistedkv.storage.backend import Backend, BackendError, Batch, Bucket, pack
 from twistedkv.storage.contract import EVERYTHING, FROM_KEY, BackendContract, put
@@ -266,6 +267,14 @@ class PostgreSQLSchema:
 
 class PostgreSQLBackendTests(PostgreSQLSchema, BackendContract, SynchronousTestCase):
     """The contract, on PostgreSQL."""
+
+
+class PostgreSQLMigrationTests(PostgreSQLSchema, MigrationCase, SynchronousTestCase):
+    """A database of an older release, on PostgreSQL."""
+
+    def make_engine(self) -> Engine:
+        """A connection of the test's own."""
+        return create_engine(self.url)
 
 
 class PostgreSQLTests(PostgreSQLSchema, SynchronousTestCase):

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, make_url, text
+from sqlalchemy import Connection, Engine, MetaData, create_engine, insert, inspect, make_url, select, text
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedkv.errors import InvariantError
@@ -17,7 +17,7 @@ from twistedkv.storage.backend import Backend, BackendError, Batch, Bucket, Revi
 from twistedkv.storage.contract import EVERYTHING, FROM_KEY, BackendContract, put, tombstone
 from twistedkv.storage.dialects import SQLite
 from twistedkv.storage.memory import MemoryBackend
-from twistedkv.storage.schema import VERSION, bring_up_to_date
+from twistedkv.storage.schema import VERSION, bring_up_to_date, buckets, metadata, schema_version
 from twistedkv.storage.sql import SQLBackend
 
 # Few keys, so that they meet again; with zeros, high bytes, prefixes of each other and none at all.
@@ -181,6 +181,55 @@ class SQLBackendTests(SQLiteFile, SynchronousTestCase):
                 self.assertEqual(ours.scan(0, EVERYTHING, 1_000), reference.scan(0, EVERYTHING, 1_000))
             finally:
                 ours.close()
+
+
+class MigrationCase:
+    """Mixed into a test with a backend: a database of before the v2 store."""
+
+    def test_version_1_gets_a_directory(self) -> None:
+        """It has the v2 store's tables afterwards, and everything that it had; it is brought up to date once."""
+        assert isinstance(self, SynchronousTestCase)
+        new = {Bucket.DIRECTORY.value, Bucket.DIRECTORY_EVENTS.value}
+        before = MetaData()
+        for table in metadata.tables.values():
+            if table.name not in new:
+                table.to_metadata(before)
+        engine = self.make_engine()
+        self.addCleanup(engine.dispose)
+        with engine.connect() as connection, connection.begin():
+            before.create_all(connection)
+            connection.execute(insert(schema_version).values(version=1))
+            connection.execute(insert(buckets[Bucket.MEMBERS]).values(key=b"id", value=b"member"))
+            self.assertFalse(new & set(inspect(connection).get_table_names()))
+        node = {b"/1": b"node"}
+        for found in ({}, node):
+            backend = self.make_backend()
+            backend.open()
+            self.addCleanup(backend.close)
+            self.assertEqual(backend.records(Bucket.MEMBERS), {b"id": b"member"})
+            self.assertEqual(backend.records(Bucket.DIRECTORY), found)
+            self.assertEqual(backend.records(Bucket.DIRECTORY_EVENTS), {})
+            backend.write(Batch(records={(Bucket.DIRECTORY, b"/1"): b"node"}))
+            backend.close()
+        with engine.connect() as connection:
+            versions = connection.execute(select(schema_version.c.version)).scalars().all()
+        self.assertEqual(versions, [VERSION])
+
+    def make_engine(self) -> Engine:
+        """A connection to the same database."""
+        raise NotImplementedError
+
+    def make_backend(self) -> Backend:
+        """A backend on that database, not opened."""
+        raise NotImplementedError
+
+
+class SQLiteMigrationTests(SQLiteFile, MigrationCase, SynchronousTestCase):
+    """On SQLite."""
+
+    def make_engine(self) -> Engine:
+        """A connection of the test's own."""
+        return create_engine(f"sqlite:///{self.path}")
 
 
 class SchemaTests(SQLiteFile, SynchronousTestCase):

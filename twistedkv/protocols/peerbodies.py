@@ -16,7 +16,8 @@ from twistedkv.protocols.receiver import PeerObserver, Receiver, SnapshotSink
 from twistedkv.raft.messages import Message, MessageType
 from twistedkv.raft.wire import DecodeError, UnknownTypeError, decode_message
 
-MAX_SNAPSHOT_MESSAGE_BYTES: Final = 64 * 1024 * 1024  # etcd 3.6's bound; the database behind it has none
+# The keys of the v2 API are in it; the database behind it has no bound. etcd 3.5 rafthttp/http.go, snapshotLimitByte
+MAX_SNAPSHOT_MESSAGE_BYTES: Final = 1024 * 1024 * 1024
 
 _DRAIN_BYTES: Final = 256 * 1024  # read of a refused body before the connection is cut, as Go's net/http does
 _LENGTH = struct.Struct(">Q")

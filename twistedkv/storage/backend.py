@@ -43,9 +43,12 @@ class RevisionRow(NamedTuple):
 
 
 class Bucket(Enum):
-    """The small tables of (key, value) records; named after etcd's bbolt buckets where they hold the same."""
+    """The tables of (key, value) records; named after etcd's bbolt buckets where they hold the same.
 
-    META = "meta"  # applied_index, applied_term, compaction marks …; see storage/mvcc.py and server.py
+    Small ones, but for DIRECTORY: a hundred thousand records with keys of up to 1,000 bytes are nothing special there.
+    """
+
+    META = "meta"  # applied_index, applied_term, compaction marks …; see storage/mvcc.py, apply.py and v2records.py
     LEASES = "leases"
     ALARMS = "alarms"
     MEMBERS = "members"
@@ -54,6 +57,8 @@ class Bucket(Enum):
     AUTH = "auth"
     AUTH_USERS = "auth_users"
     AUTH_ROLES = "auth_roles"
+    DIRECTORY = "directory"  # the nodes of the v2 store, and what happened to them last; see v2records.py
+    DIRECTORY_EVENTS = "directory_events"
 
 
 @dataclass(slots=True)
@@ -112,7 +117,7 @@ class Backend(Protocol):
         """Return when every batch written so far survives a power cut."""
 
     def records(self, bucket: Bucket) -> dict[bytes, bytes]:
-        """All records of one small table."""
+        """All records of one bucket."""
 
     def scan(self, first: int, last: int, limit: int) -> list[RevisionRow]:
         """Rows with ``first <= revision <= last`` (packed, both inclusive), ascending, at most ``limit``."""

@@ -106,6 +106,36 @@ class BackendContract(ReplaceContract):
         for bucket in Bucket:
             self.assertEqual(self.backend.records(bucket), {b"name": bucket.value.encode()})
 
+    def test_many_records_at_once(self) -> None:
+        """However many records a batch writes and deletes, of however many buckets, each is there or gone."""
+        wanted: dict[Bucket, dict[bytes, bytes]] = {Bucket.DIRECTORY: {}, Bucket.DIRECTORY_EVENTS: {}}
+        for step, count in enumerate((1, 15, 16, 17, 127, 129, 300, 700)):
+            records: dict[tuple[Bucket, bytes], bytes | None] = {}
+            for number in range(count):
+                for bucket, kept in wanted.items():
+                    key, value = b"%d" % (number * (step + 1) % 900), b"%d of %s" % (step, bucket.value.encode())
+                    deletes = (number + step) % 3 == 0
+                    records[bucket, key] = None if deletes else value
+                    if deletes:
+                        kept.pop(key, None)
+                    else:
+                        kept[key] = value
+            self.backend.write(Batch(records=records))
+            for bucket, kept in wanted.items():
+                self.assertEqual(self.backend.records(bucket), kept, step)
+        self.assertEqual(self.backend.records(Bucket.META), {})
+
+    def test_large_records(self) -> None:
+        """A key may have a thousand bytes, of any kind, and differ from another in the last one; a value has no bound
+        that would matter."""
+        keys = [bytes(range(256)) * 3 + b"x" * 231 + last for last in (b"", b"\x00", b"\xff")]
+        records = {(Bucket.DIRECTORY, key): bytes([number]) * 2 * MIB for number, key in enumerate(keys)}
+        self.backend.write(Batch(records=dict(records)))
+        found = self.backend.records(Bucket.DIRECTORY)
+        self.assertTrue(found == {key: value for (_, key), value in records.items()})
+        self.backend.write(Batch(records={(Bucket.DIRECTORY, keys[0]): None}))
+        self.assertEqual(self.backend.records(Bucket.DIRECTORY).keys(), set(keys[1:]))
+
     # --- atomicity and durability -------------------------------------------------------------------
 
     def test_refused_batch_leaves_nothing(self) -> None:

@@ -63,7 +63,7 @@ class MemoryBackend:
         """Nothing to sync: no batch survives a power cut."""
 
     def records(self, bucket: Bucket) -> dict[bytes, bytes]:
-        """All records of one small table; the caller's own copy."""
+        """All records of one bucket; the caller's own copy."""
         return dict(self._records[bucket])
 
     def scan(self, first: int, last: int, limit: int) -> list[RevisionRow]:

@@ -32,9 +32,8 @@ from sqlalchemy import (
 
 from twistedkv.storage.backend import BackendError, Bucket
 
-VERSION = 1
+VERSION = 2
 Migration = Callable[[Connection], None]
-MIGRATIONS: Mapping[int, Migration] = {}  # the version that a step leads to; each starts from the version before
 
 # A B-tree entry of PostgreSQL holds at most 2,704 bytes, and a key up to 1 MiB: there only the head is indexed.
 HEAD_BYTES = 1024
@@ -83,6 +82,15 @@ buckets: Mapping[Bucket, Table] = {
 STATE = (revisions, key_revisions, *buckets.values())  # everything but what describes the database itself
 
 schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
+
+
+def _add_directory(connection: Connection) -> None:
+    """The v2 store has tables of its own; what there was before stays as it is."""
+    metadata.create_all(connection, [buckets[Bucket.DIRECTORY], buckets[Bucket.DIRECTORY_EVENTS]])
+
+
+# The version that a step leads to; each starts from the version before.
+MIGRATIONS: Mapping[int, Migration] = {2: _add_directory}
 
 
 def bring_up_to_date(

@@ -6,8 +6,9 @@ Every row goes into ``revisions`` at once. ``key_revisions``, by which rows are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import chain
 
 from sqlalchemy import (
@@ -42,6 +43,7 @@ from twistedkv.storage.schema import STATE, bring_up_to_date, buckets, key_revis
 # Rows in one INSERT, largest first. A driver lets other threads run once a statement, and each such hand-over costs
 # more than the row when the reactor is busy. 128 rows are 896 parameters; SQLite before 3.32 took 999.
 ROWS_PER_INSERT = (128, 32, 8, 1)
+RECORDS_PER_STATEMENT = (128, 16, 1)  # likewise: a batch may bring thousands of one bucket
 REVISIONS_PER_SELECT = 500
 INDEX_EVERY_ROWS = 50_000  # how far key_revisions may lag: about 100 ms of work
 FROM_KEY = b"\0"  # as range_end: every key from the first one on
@@ -60,8 +62,8 @@ class SQLBackend:
         self._engine: Engine | None = None
         self._connection: Connection | None = None
         self._inserts: dict[int, str] = {}
-        self._upserts: dict[Bucket, str] = {}
-        self._deletes: dict[Bucket, str] = {}
+        self._upserts: dict[tuple[Bucket, int], str] = {}  # by how many records they write
+        self._deletes: dict[tuple[Bucket, int], str] = {}
         self._newest = 0  # the last revision written
         self._indexed = 0  # key_revisions is complete up to this revision
         self._unindexed_rows = 0  # rows after it
@@ -128,10 +130,10 @@ class SQLBackend:
             self._dialect.sync(connection)
 
     def records(self, bucket: Bucket) -> dict[bytes, bytes]:
-        """All records of one small table."""
+        """All records of one bucket."""
         table = buckets[bucket]
         with self._refusing() as connection:
-            return {row.key: row.value for row in connection.execute(select(table))}
+            return dict(connection.execute(select(table)).cursor.fetchall())  # of two columns
 
     def scan(self, first: int, last: int, limit: int) -> list[RevisionRow]:
         """Rows between two revisions, both included, in the order of the primary key."""
@@ -200,9 +202,25 @@ class SQLBackend:
         for count in ROWS_PER_INSERT:
             statement = insert(revisions).values([placeholders] * count)
             self._inserts[count] = str(statement.compile(engine))
-        for bucket, table in buckets.items():
-            self._upserts[bucket] = str(self._dialect.upsert(table).compile(engine, column_keys=["key", "value"]))
-            self._deletes[bucket] = str(delete(table).where(table.c.key == bindparam("key")).compile(engine))
+
+    def _upsert(self, bucket: Bucket, count: int) -> str:
+        """Core's text of the statement that writes so many records, made when it is needed first."""
+        text = self._upserts.get((bucket, count))
+        if text is None and self._engine is not None:
+            statement = self._dialect.upsert(buckets[bucket]).values([{"key": None, "value": None}] * count)
+            text = self._upserts[bucket, count] = str(statement.compile(self._engine))
+        return text or ""
+
+    def _delete(self, bucket: Bucket, count: int) -> str:
+        """As :meth:`_upsert`, for the statement that deletes so many."""
+        text = self._deletes.get((bucket, count))
+        if text is None and self._engine is not None:
+            table = buckets[bucket]
+            wanted = [bindparam(f"key_{number}", type_=LargeBinary) for number in range(count)]
+            text = self._deletes[bucket, count] = str(
+                delete(table).where(table.c.key.in_(wanted)).compile(self._engine)
+            )
+        return text or ""
 
     def _find_ends(self, connection: Connection) -> None:
         self._newest = connection.execute(select(func.max(revisions.c.revision))).scalar() or 0
@@ -221,11 +239,17 @@ class SQLBackend:
                 start += count
 
     def _write_records(self, connection: Connection, batch: Batch) -> None:
+        written: dict[Bucket, list[tuple[bytes, bytes]]] = {}
+        deleted: dict[Bucket, list[tuple[bytes]]] = {}
         for (bucket, key), value in batch.records.items():
             if value is None:
-                connection.exec_driver_sql(self._deletes[bucket], (key,))
+                deleted.setdefault(bucket, []).append((key,))
             else:
-                connection.exec_driver_sql(self._upserts[bucket], (key, value))
+                written.setdefault(bucket, []).append((key, value))
+        for bucket, records in written.items():
+            _execute(connection, partial(self._upsert, bucket), records)
+        for bucket, keys in deleted.items():
+            _execute(connection, partial(self._delete, bucket), keys)
 
     def _catch_up(self) -> None:
         """Complete ``key_revisions``, before a question that goes by key."""
@@ -324,6 +348,16 @@ class Statements:
                 for condition in (dialect.equal(indexed_key, start), from_start, and_(from_start, before_end))
             )
         )
+
+
+def _execute(connection: Connection, statement: Callable[[int], str], parameters: Sequence[tuple[bytes, ...]]) -> None:
+    """Run the statement for so many parameters at a time, until all had their turn."""
+    start = 0
+    for count in RECORDS_PER_STATEMENT:
+        while len(parameters) - start >= count:
+            some = parameters[start : start + count]
+            connection.exec_driver_sql(statement(count), tuple(chain.from_iterable(some)))
+            start += count
 
 
 def _rows_of(result: CursorResult[*tuple[object, ...]]) -> list[RevisionRow]:
