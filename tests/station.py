@@ -25,6 +25,7 @@ from twistedkv.configload import load_config
 from twistedkv.installation import finish_installation
 from twistedkv.members import MemberInfo, bootstrap_changes
 from twistedkv.metrics import Metrics
+from twistedkv.pb.etcdserver_pb2 import Request
 from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
 from twistedkv.pb.rpc_pb2 import PutRequest, PutResponse, RangeRequest
 from twistedkv.peering import Transport
@@ -39,6 +40,7 @@ from twistedkv.server import Member
 from twistedkv.storage.backend import BackendError, Batch, RevisionRow
 from twistedkv.storage.memory import MemoryBackend
 from twistedkv.storage.wal import WAL, Disk, Recovered
+from twistedkv.v2events import Event
 
 CLUSTER = 9
 SEGMENT_BYTES = 1 << 16
@@ -134,7 +136,12 @@ class Answer:
 
     def __init__(self) -> None:
         self.message: bytes | None = None
+        self.event: Event | None = None  # of a request for keys of the v2 API
         self.error: BaseException | None = None
+
+    def applied(self, event: Event) -> None:
+        assert not self.done, "answered twice"
+        self.event = event
 
     def reply(self, message: bytes) -> None:
         assert not self.done, "answered twice"
@@ -146,7 +153,7 @@ class Answer:
 
     @property
     def done(self) -> bool:
-        return self.message is not None or self.error is not None
+        return self.message is not None or self.event is not None or self.error is not None
 
     @property
     def revision(self) -> int:
@@ -239,9 +246,7 @@ class Station:
             self.wal_worker,  # type: ignore[arg-type]
             self.backend,
             self.worker,  # type: ignore[arg-type]
-            Applier(
-                loaded.store, loaded.lessor, loaded.alarms, loaded.membership, loaded.cluster_version, loaded.downgrade
-            ),
+            Applier.of(loaded),
             (state.index, state.term),
             self.member_id,
             CLUSTER,
@@ -310,6 +315,12 @@ class Station:
         """Ask for anything that goes through the log."""
         answer = Answer()
         self.member.propose(request.SerializeToString(), answer)
+        return answer
+
+    def put_v2(self, path: bytes, value: bytes = b"v", **fields: Any) -> Answer:
+        """Ask for a key of the v2 API to be set."""
+        answer = Answer()
+        self.member.propose_v2(Request(Method="PUT", Path=b"/1" + path, Val=value, **fields), answer)
         return answer
 
     def read(self) -> Answer:

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.station import Answer, HeldWorker
 from twistedkv import statekeeper
-from twistedkv.apply import Alarms, Applier
+from twistedkv.apply import META_APPLIED_INDEX, Alarms, Applier
 from twistedkv.applying import Applying
 from twistedkv.compaction import Sweeper
 from twistedkv.errors import InvariantError, LeaseNotFoundError, MemberNotFoundError
@@ -34,11 +34,12 @@ from twistedkv.pb.rpc_pb2 import (
 from twistedkv.protocols.turn import Turn
 from twistedkv.raft.messages import Entry, EntryType
 from twistedkv.statekeeper import StateKeeper
-from twistedkv.storage.backend import BackendError
+from twistedkv.storage.backend import BackendError, Bucket
 from twistedkv.storage.keyindex import KeyIndex
 from twistedkv.storage.memory import MemoryBackend
 from twistedkv.storage.mvcc import Store
 from twistedkv.txn import Done
+from twistedkv.v2errors import V2Error
 from twistedkv.waiting import WaitingRoom
 from twistedkv.wire import HeaderEncoder
 
@@ -114,6 +115,7 @@ class ApplyingTests(SynchronousTestCase):
         )
         self.state = StateKeeper(
             self.store,
+            self.applier.v2.records,
             self.backend,
             self.worker,  # type: ignore[arg-type]
             lambda: (self.applying.index, self.applying.term),
@@ -323,15 +325,41 @@ class ApplyingTests(SynchronousTestCase):
         self.assertEqual((self.listener.changed, self.applying.index), ([1], 3))
 
     def test_requests_of_etcd_35(self) -> None:
-        """A member's attributes in their old form are carried out and answered; a key of the v2 store is not."""
+        """A member's attributes in their old form are carried out and answered."""
         answer = Answer()
         self.waiting.add(7, answer, 0.0)
-        old = Request(ID=7, Method="PUT", Path="/0/members/1/attributes", Val='{"name":"new"}')
-        key = Request(ID=8, Method="PUT", Path="/1/k", Val="v")
-        self.applying.add([self.entry(old.SerializeToString()), self.entry(key.SerializeToString())])
+        old = Request(ID=7, Method="PUT", Path=b"/0/members/1/attributes", Val=b'{"name":"new"}')
+        self.applying.add([self.entry(old.SerializeToString())])
         self.assertEqual(self.applier.membership.members[1].name, "new")
         self.assertIsNotNone(answer.message)
-        self.assertEqual((self.store.revision, self.applying.index), (1, 2))
+        self.assertEqual((self.store.revision, self.applying.index), (1, 1))
+
+    def v2(self, method: str, path: bytes = b"/1/k", **fields: Any) -> tuple[Entry, Answer]:
+        """An entry for a key of the v2 API that somebody waits for."""
+        answer, request_id = Answer(), self.next
+        self.waiting.add(request_id, answer, 0.0)
+        return self.entry(Request(ID=request_id, Method=method, Path=path, **fields).SerializeToString()), answer
+
+    def test_keys_of_the_v2_api(self) -> None:
+        """Who asked for a change gets its event, or by which rule it was refused; the passing of time has no event."""
+        good, bad, time = self.apply(self.v2("PUT"), self.v2("DELETE", b"/1/none"), self.v2("SYNC", Time=1))
+        assert good.event is not None
+        self.assertEqual((good.event.node.key, good.event.index), ("/1/k", 1))
+        self.assertIsInstance(bad.error, V2Error)
+        self.assertEqual(time.message, b"")
+        self.applying.add([self.entry(Request(ID=99, Method=each).SerializeToString()) for each in ("PUT", "SYNC")])
+        self.assertEqual((self.applying.index, self.store.revision, len(self.waiting)), (5, 1, 0))
+
+    def test_keys_of_the_v2_api_are_kept(self) -> None:
+        """What changed in the tree goes to the database with the index that it stands for, though no key of v3 did."""
+        self.apply(self.v2("PUT", Val=b"v"))
+        self.clock.advance(1)
+        self.assertEqual(self.backend.records(Bucket.META)[META_APPLIED_INDEX], b"1")
+        self.assertIn(b"/1/k", self.backend.records(Bucket.DIRECTORY))
+        self.apply(self.v2("DELETE"))
+        self.clock.advance(1)
+        self.assertEqual(self.backend.records(Bucket.META)[META_APPLIED_INDEX], b"2")
+        self.assertNotIn(b"/1/k", self.backend.records(Bucket.DIRECTORY))
 
     def test_a_compaction_begins_to_sweep(self) -> None:
         """An applied compaction has its rows deleted behind the scenes; whoever asked is answered before that."""
@@ -353,7 +381,7 @@ class ApplyingTests(SynchronousTestCase):
         with self.assertRaises(InvariantError):
             self.make(Applier)
             self.applying.add(
-                [self.entry(Request(ID=1, Method="PUT", Path="/0/members/1/attributes").SerializeToString())]
+                [self.entry(Request(ID=1, Method="PUT", Path=b"/0/members/1/attributes").SerializeToString())]
             )
 
     def test_a_request_that_fails_half_way(self) -> None:

@@ -22,6 +22,7 @@ from twistedkv.pb.raft_pb2 import (
     ConfChangeAddNode,
     ConfChangeUpdateNode,
 )
+from twistedkv.v2errors import V2Error
 
 
 class WritingTests(WiredCase):
@@ -410,10 +411,13 @@ class MembersTests(WiredCase):
         self.cluster()
         leader = self.leader()
         attributes = Request(
-            ID=7, Method="PUT", Path="/0/members/2/attributes", Val='{"name":"old","clientURLs":["http://192.0.2.2:1"]}'
+            ID=7,
+            Method="PUT",
+            Path=b"/0/members/2/attributes",
+            Val=b'{"name":"old","clientURLs":["http://192.0.2.2:1"]}',
         )
-        version = Request(ID=8, Method="PUT", Path="/0/version", Val="3.5.0")
-        v2_key = Request(ID=9, Method="PUT", Path="/1/key", Val="v")
+        version = Request(ID=8, Method="PUT", Path=b"/0/version", Val=b"3.5.0")
+        v2_key = Request(ID=9, Method="PUT", Path=b"/1/key", Val=b"v")
         for request in (attributes, version, v2_key):
             leader.member._node.propose([request.SerializeToString()])
         leader.member.stirred()
@@ -424,6 +428,22 @@ class MembersTests(WiredCase):
             self.assertEqual(station.member.applier.cluster_version, "3.5.0")
             self.assertEqual(station.failures, [])
             self.assertEqual(station.member.revision, 1)
+            self.assertEqual(station.member.directory.get("/1/key").node.value, "v")
+
+    def test_keys_of_the_v2_api(self) -> None:
+        """A follower takes what the v2 API asks for; all members have the same tree, with the same indexes."""
+        self.cluster()
+        follower = self.followers()[0]
+        answers = [follower.put_v2(b"/a/b"), follower.put_v2(b"/a/b", PrevExist=False), follower.put_v2(b"/a/c")]
+        for answer in answers:
+            self.done(answer)
+        self.assertIsInstance(answers[1].error, V2Error)
+        assert answers[0].event is not None
+        self.assertTrue(answers[0].event.is_created)
+        self.run_for(0.3)
+        views = {str(each.member.directory.get("/", True, True).node) for each in self.running()}
+        indexes = {each.member.directory.index for each in self.running()}
+        self.assertEqual((len(views), len(indexes)), (1, 1))
 
 
 class DiskTests(WiredCase):

@@ -25,6 +25,7 @@ from twistedkv.errors import (
 from twistedkv.identity import RequestIds
 from twistedkv.members import MemberInfo, Membership
 from twistedkv.metrics import Metrics
+from twistedkv.pb.etcdserver_pb2 import Request
 from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
 from twistedkv.pb.raft_pb2 import ConfChange, ConfChangeAddLearnerNode
 from twistedkv.pb.rpc_pb2 import PutRequest
@@ -33,6 +34,7 @@ from twistedkv.raft.config import Config
 from twistedkv.raft.log import RaftLog
 from twistedkv.raft.messages import ConfState, Entry, EntryType, HardState, Message, MessageType
 from twistedkv.raft.node import RaftNode
+from twistedkv.v2request import decode_entry
 from twistedkv.waiting import Waiter, WaitingRoom
 
 ME, OTHER, THIRD = 1, 2, 3
@@ -199,6 +201,22 @@ class BatchTests(ProposalsCase):
         self.assert_error(answer, RequestTooLargeError)
         self.assertFalse(self.proposals.any)
         self.assertEqual(len(self.waiting), 0)
+
+    def test_requests_for_v2_keys(self) -> None:
+        """A request for keys of v2 is an entry of etcd's older form, its id first; it may be as long as a form."""
+        answer, long = Answer(), b"v" * (10 << 20)
+        self.follow(OTHER, 2)
+        self.drive()
+        self.proposals.add_v2(Request(Method="PUT", Path=b"/1/k", Val=long).SerializeToString(), answer)
+        self.proposals.add_v2(Request(Val=long + b"v" * (2 << 20)).SerializeToString(), refused := Answer())
+        self.assert_error(refused, RequestTooLargeError)
+        self.proposals.give()
+        (message,) = [each for each in self.drive() if each.type is MessageType.PROPOSE]
+        (entry,) = message.entries
+        found = decode_entry(entry.data)
+        assert isinstance(found, Request)
+        self.assertEqual((found.Path, found.Val), (b"/1/k", long))
+        self.assertIs(self.waiting.take_v2(found.ID), answer)
 
     def test_too_many(self) -> None:
         """No more than so many bytes wait for Raft; there is room again once it takes some, or their time is up."""

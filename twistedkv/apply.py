@@ -7,12 +7,14 @@ logs give equal state. Source: etcd ``server/etcdserver/apply.go`` and ``server.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, Self
 
+from twistedkv.clusternodes import attributes_set, member_added, member_removed, member_updated, version_set
 from twistedkv.downgrade import Downgrade
 from twistedkv.errors import Code, CorruptError, NoSpaceError, RPCError
 from twistedkv.lease import Lessor, encode_record, record_key
 from twistedkv.members import Membership
+from twistedkv.pb.etcdserver_pb2 import Request
 from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
 from twistedkv.pb.raft_pb2 import ConfChange
 from twistedkv.pb.rpc_pb2 import (
@@ -28,8 +30,12 @@ from twistedkv.pb.rpc_pb2 import (
     LeaseGrantResponse,
 )
 from twistedkv.storage.backend import Bucket
+from twistedkv.storage.directory import Directory
 from twistedkv.storage.mvcc import Need, Store
 from twistedkv.txn import Done, Executor, txn_cost
+from twistedkv.v2events import Event
+from twistedkv.v2store import V2Store
+from twistedkv.v2watch import V2Hub
 
 META_APPLIED_INDEX = b"applied_index"  # decimal, in Bucket.META; written with what that index brought
 META_APPLIED_TERM = b"applied_term"
@@ -99,6 +105,12 @@ class LoadedState(Protocol):
     @property
     def downgrade(self) -> Downgrade: ...
 
+    @property
+    def directory(self) -> Directory: ...
+
+    @property
+    def v2hub(self) -> V2Hub: ...
+
 
 class Applier:
     """The replicated state and the only writer of it.
@@ -110,6 +122,7 @@ class Applier:
         membership: members.
         cluster_version: as last recorded; empty while it is not decided.
         downgrade: as last recorded.
+        v2: keys of the v2 API; empty if none is given.
     """
 
     def __init__(
@@ -120,6 +133,7 @@ class Applier:
         membership: Membership,
         cluster_version: str = "",
         downgrade: Downgrade = Downgrade(),  # noqa: B008 - a frozen value
+        v2: V2Store | None = None,
     ) -> None:
         self.store = store
         self.lessor = lessor
@@ -127,7 +141,16 @@ class Applier:
         self.membership = membership
         self.cluster_version = cluster_version
         self.downgrade = downgrade
+        self.v2 = v2 or V2Store()
         self.executor = Executor(store, lessor)
+
+    @classmethod
+    def of(cls, state: LoadedState) -> Self:
+        """The writer of ``state``, whose parts nobody else uses."""
+        v2 = V2Store(state.directory, state.v2hub)
+        return cls(
+            state.store, state.lessor, state.alarms, state.membership, state.cluster_version, state.downgrade, v2
+        )
 
     def needs(self, request: InternalRaftRequest) -> Iterator[Need]:
         """What must be fetched and lent to the store before :meth:`apply` can take ``request``."""
@@ -173,10 +196,12 @@ class Applier:
             )
             if member is not None:
                 self.store.record(Bucket.MEMBERS, b"%x" % member.id, member.to_json())
+                attributes_set(self.v2.directory, member)
             return Done(self.store.revision, b"")
         if request.HasField("cluster_version_set"):
             self.cluster_version = request.cluster_version_set.ver
             self.store.record(Bucket.CLUSTER, CLUSTER_VERSION, self.cluster_version.encode())
+            version_set(self.v2.directory, self.cluster_version)
             return Done(self.store.revision, b"")
         if request.HasField("downgrade_info_set"):
             change = request.downgrade_info_set
@@ -185,6 +210,14 @@ class Applier:
             return Done(self.store.revision, b"")
         raise RPCError(Code.UNIMPLEMENTED, "etcdserver: the log holds a request that this version does not know")
 
+    def apply_v2(self, request: Request) -> Event | None:
+        """Carry out one request for keys of the v2 API; what happened, None for the passing of time.
+
+        Raises:
+            V2Error: it was refused, and nothing was changed.
+        """
+        return self.v2.apply(request)
+
     def apply_conf_change(self, change: ConfChange) -> None:
         """Carry out one change of membership.
 
@@ -192,18 +225,24 @@ class Applier:
             KVError, ValueError: it does not fit the members; nothing was changed.
         """
         self.membership.check(change)
+        is_new = change.node_id not in self.membership.members
         member = self.membership.apply(change)
         key = b"%x" % change.node_id
         if member is None:
             self.store.record(Bucket.MEMBERS, key, None)
             self.store.record(Bucket.MEMBERS_REMOVED, key, b"removed")
+            member_removed(self.v2.directory, change.node_id)
+            return
+        self.store.record(Bucket.MEMBERS, key, member.to_json())
+        if is_new:
+            member_added(self.v2.directory, member)
         else:
-            self.store.record(Bucket.MEMBERS, key, member.to_json())
+            member_updated(self.v2.directory, member)
 
     def restore(self, state: LoadedState) -> None:
         """Take over ``state``, a later one of the same history, whose parts nobody else uses.
 
-        Store, lessor, alarms, membership and executor stay the objects that they are; what is in them changes.
+        Store, lessor, alarms, membership, executor and v2 stay the objects that they are; what is in them changes.
 
         Raises:
             InvariantError: it is an earlier state; nothing was changed.
@@ -214,6 +253,7 @@ class Applier:
         self.membership.restore(state.membership)
         self.cluster_version = state.cluster_version
         self.downgrade = state.downgrade
+        self.v2.restore(state.directory, state.v2hub.history)
 
     def _check_alarms(self, request: InternalRaftRequest) -> None:
         if self.alarms.raised(CORRUPT) and any(request.HasField(name) for name in _REFUSED_WHEN_CORRUPT):

@@ -17,12 +17,14 @@ from twisted.python.failure import Failure
 from twistedkv.apply import Applier
 from twistedkv.compaction import Sweeper
 from twistedkv.errors import InvariantError, KVError
+from twistedkv.pb.etcdserver_pb2 import Request
 from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
 from twistedkv.pb.raft_pb2 import ConfChange
 from twistedkv.protocols.turn import Turn
 from twistedkv.raft.messages import Entry, EntryType
 from twistedkv.statekeeper import StateKeeper
 from twistedkv.storage.mvcc import Loan
+from twistedkv.v2errors import V2Error
 from twistedkv.v2request import decode_entry
 from twistedkv.waiting import WaitingRoom
 from twistedkv.wire import HeaderEncoder
@@ -157,6 +159,10 @@ class Applying:
                 self._listener.term_began(entry.term)
             return True
         request = self._decode(entry)
+        if isinstance(request, Request):
+            self.index, self.term = entry.index, entry.term
+            self._apply_v2(request)
+            return True
         applier = self._applier
         if loan is None and (applier.store.index.evicted or request.HasField("txn")):
             needs = tuple(applier.needs(request))
@@ -181,7 +187,24 @@ class Applying:
                 self._sweeper.sweep()
         return True
 
-    def _decode(self, entry: Entry) -> InternalRaftRequest:
+    def _apply_v2(self, request: Request) -> None:
+        try:
+            event = self._applier.apply_v2(request)
+        except V2Error as error:
+            refused = self._waiting.take_v2(request.ID)
+            if refused is not None:
+                refused.fail(error)
+            return
+        if event is not None:
+            told = self._waiting.take_v2(request.ID)
+            if told is not None:
+                told.applied(event)
+        else:
+            waiting = self._waiting.take(request.ID)
+            if waiting is not None:
+                waiting.reply(b"")
+
+    def _decode(self, entry: Entry) -> InternalRaftRequest | Request:
         try:
             return decode_entry(entry.data)
         except ValueError as error:

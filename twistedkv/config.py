@@ -91,6 +91,9 @@ class Config:
             "Where to listen for other members.",
         ),
     ]
+    enable_v2: Annotated[
+        bool, Option("Member", "enable-v2", types.BOOL, "true", "Serve the v2 API, below /v2 on the clients' port.")
+    ]
     heartbeat_interval_ms: Annotated[
         int,
         Option(

@@ -13,6 +13,7 @@ from twistedkv.metrics import Metrics
 from twistedkv.pb.rpc_pb2 import AlarmType, RangeRequest
 from twistedkv.reconfiguration import Reconfiguration
 from twistedkv.server import SERVER_VERSION, Member
+from twistedkv.v2metrics import V2Metrics
 
 _ANY_KEY = RangeRequest(key=b"\0", range_end=b"\0", count_only=True)
 
@@ -115,6 +116,7 @@ def show(member: Member, reconfiguration: Reconfiguration, metrics: Metrics) -> 
     }.items():
         metrics.read(name, source)
     metrics.include(PromotionFailures(reconfiguration.not_promoted))
+    metrics.include(V2Metrics(member.directory.counters, member.v2hub))
     metrics.read_fact("etcd_server_id", lambda: f"{member.member_id:x}")
     metrics.read_fact("etcd_server_version", lambda: SERVER_VERSION)
     metrics.read_fact("etcd_cluster_version", lambda: facts.cluster_version.rpartition(".")[0])

@@ -35,10 +35,12 @@ from twistedkv.pb.raft_pb2 import ConfChange
 from twistedkv.peering import Transport
 from twistedkv.raft.messages import ProposalDropped, Role
 from twistedkv.raft.node import RaftNode
-from twistedkv.waiting import Outcome, Waiter, WaitingRoom
+from twistedkv.v2request import encode_entry
+from twistedkv.waiting import Outcome, V2Waiter, Waiter, WaitingRoom
 from twistedkv.wire import prefixed, varint
 
 MOST_BYTES: Final = 64 << 20  # that may wait for Raft before new ones are refused
+V2_MOST_BYTES: Final = 12 << 20  # of a request for v2 keys: Go takes forms of 10 MiB, and etcd does not look again
 
 _HEADER_TAG: Final = varint(100 << 3 | 2)  # InternalRaftRequest.header
 
@@ -112,15 +114,34 @@ class Proposals:
                 term that is. A leader that was stopped for a while does not know yet that another one leads, which
                 would take what is sent on to it for a client's.
         """
+        request_id = self._admit(waiter, leading)
+        if request_id:
+            header = prefixed(_HEADER_TAG, b"\x08" + varint(request_id))
+            self._take(request_id, body + header, self._limit_bytes, waiter, leading)
+
+    def add_v2(self, fields: bytes, waiter: V2Waiter | Waiter, *, leading: bool = False) -> None:
+        """Take one request for keys of the v2 API; else as :meth:`add`.
+
+        Args:
+            fields: an encoded ``etcdserverpb.Request`` without an id.
+            waiter: of the passing of time (``SYNC``) an ordinary one, which gets an empty answer.
+        """
+        request_id = self._admit(waiter, leading)
+        if request_id:
+            self._take(request_id, encode_entry(request_id, fields), V2_MOST_BYTES, waiter, leading)
+
+    def _admit(self, waiter: Waiter | V2Waiter, leading: bool) -> int:
+        """An id for one more request; 0 if it is refused, which ``waiter`` was told."""
         if leading and self._node.role is not Role.LEADER:
             waiter.fail(NotLeaderError())
-            return
+            return 0
         if self._bytes > MOST_BYTES:
             waiter.fail(TooManyRequestsError())
-            return
-        request_id = self._new_id()
-        data = body + prefixed(_HEADER_TAG, b"\x08" + varint(request_id))
-        if len(data) > self._limit_bytes:
+            return 0
+        return self._new_id()
+
+    def _take(self, request_id: int, data: bytes, limit_bytes: int, waiter: Waiter | V2Waiter, leading: bool) -> None:
+        if len(data) > limit_bytes:
             waiter.fail(RequestTooLargeError())
             return
         self._waiting.add(request_id, waiter, self._clock.seconds())

@@ -41,6 +41,7 @@ from twistedkv.logwriter import LogWriter
 from twistedkv.members import Membership
 from twistedkv.metrics import Metrics
 from twistedkv.outgoing import OutgoingSnapshots
+from twistedkv.pb.etcdserver_pb2 import Request
 from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
 from twistedkv.pb.raft_pb2 import ConfChange, ConfChangeRemoveNode
 from twistedkv.pb.rpc_pb2 import NOSPACE, AlarmRequest, CompactionRequest
@@ -57,10 +58,12 @@ from twistedkv.replication import Replication
 from twistedkv.restore import Loaded, examine_snapshot, load_state
 from twistedkv.statekeeper import StateKeeper
 from twistedkv.storage.backend import Backend, BackendError, Size
+from twistedkv.storage.directory import Directory
 from twistedkv.storage.mvcc import Loan, Need
 from twistedkv.storage.wal import WAL
 from twistedkv.storage.worker import StorageWorker
-from twistedkv.waiting import Outcome, Sweeping, Waiter, WaitingRoom
+from twistedkv.v2watch import V2Hub
+from twistedkv.waiting import Outcome, Sweeping, V2Waiter, Waiter, WaitingRoom
 from twistedkv.watch import WatchHub
 from twistedkv.watchevents import ResponseEncoder
 from twistedkv.wire import HeaderEncoder
@@ -127,6 +130,8 @@ class Member:
         self.header = HeaderEncoder(cluster_id, member_id)
         self.applier = applier
         self.store = applier.store
+        self.directory: Directory = applier.v2.directory
+        self.v2hub: V2Hub = applier.v2.hub
         self.metrics = metrics
         self.timeout_s = _REQUEST_TIMEOUT_S + 2 * config.election_timeout_ms / 1000
         self.leader_changes: list[Callable[[], None]] = []  # called after each change of leader, role or members
@@ -140,7 +145,14 @@ class Member:
         )
         self._writer = LogWriter(wal, wal_worker, reactor, metrics, self.stirred, self._halt)
         self._state = StateKeeper(
-            applier.store, backend, worker, lambda: (self.applied, self.applied_term), reactor, metrics, self._halt
+            applier.store,
+            applier.v2.records,
+            backend,
+            worker,
+            lambda: (self.applied, self.applied_term),
+            reactor,
+            metrics,
+            self._halt,
         )
         self._keeper = LogKeeper(
             node.log,
@@ -422,17 +434,29 @@ class Member:
             body: the request as an encoded field of ``InternalRaftRequest``: tag, length, message.
             leading: whether it is the word of a leader; see :meth:`Proposals.add`.
         """
+        if self._takes_more(waiter):
+            self._proposals.add(body, waiter, leading=leading)
+            self._driving.stir()
+
+    def propose_v2(self, request: Request, waiter: V2Waiter | Waiter, *, leading: bool = False) -> None:
+        """As :meth:`propose`, for a request for keys of the v2 API; see :meth:`Proposals.add_v2`."""
+        if self._takes_more(waiter):
+            self._proposals.add_v2(request.SerializeToString(), waiter, leading=leading)
+            self._driving.stir()
+
+    def _takes_more(self, waiter: Waiter | V2Waiter) -> bool:
+        """Whether there is room for one more request; ``waiter`` is told if there is none."""
         if self._stopped:
             waiter.fail(StoppedError())
-            return
-        if len(self._applying) > _MOST_UNAPPLIED_ENTRIES or self._node.commit - self.applied > _MOST_UNAPPLIED_ENTRIES:
+        elif (
+            len(self._applying) > _MOST_UNAPPLIED_ENTRIES or self._node.commit - self.applied > _MOST_UNAPPLIED_ENTRIES
+        ):
             waiter.fail(TooManyRequestsError())
-            return
-        if self._writer.full:
+        elif self._writer.full:
             waiter.fail(NoSpaceError())
-            return
-        self._proposals.add(body, waiter, leading=leading)
-        self._driving.stir()
+        else:
+            return True
+        return False
 
     def propose_request(self, request: InternalRaftRequest, *, leading: bool = False) -> Deferred[bytes]:
         """As :meth:`propose`, for requests that are rare: a Deferred of the encoded response."""

@@ -20,6 +20,7 @@ from twistedkv.storage.backend import Backend, BackendError, Batch, Bucket, Size
 from twistedkv.storage.mvcc import Loan, Need, Store, fetch
 from twistedkv.storage.worker import StorageWorker
 from twistedkv.storage.writebehind import WriteBehind
+from twistedkv.v2records import DirectoryRecords
 
 BACKLOG_ROWS = 50_000  # rows that may wait for the database before applying waits too
 BACKLOG_BYTES = 64 << 20
@@ -33,6 +34,7 @@ class StateKeeper:
 
     Args:
         store: what is kept.
+        v2: what else is.
         backend: the open database.
         worker: the thread that owns it.
         applied: index and term of the last entry that the store has.
@@ -44,6 +46,7 @@ class StateKeeper:
     def __init__(
         self,
         store: Store,
+        v2: DirectoryRecords,
         backend: Backend,
         worker: StorageWorker,
         applied: Callable[[], tuple[int, int]],
@@ -52,6 +55,7 @@ class StateKeeper:
         halt: Callable[[Failure], None],
     ) -> None:
         self._store = store
+        self._v2 = v2
         self._backend = backend
         self._worker = worker
         self._applied = applied
@@ -78,9 +82,9 @@ class StateKeeper:
 
     def changed(self) -> None:
         """The store may have changed: have it written soon. Called once a batch."""
-        batch = self._store.batch
-        if batch:
-            rows, size = len(batch.rows), self._store.batch_bytes
+        batch, v2 = self._store.batch, self._v2
+        if batch or v2.pending:
+            rows, size = len(batch.rows) + v2.pending, self._store.batch_bytes + v2.pending_bytes
             self._write_behind.dirty(rows - self._told_rows, size - self._told_bytes)
             self._told_rows, self._told_bytes = rows, size
 
@@ -145,6 +149,7 @@ class StateKeeper:
     def _take_batch(self) -> Batch:
         if self._replacing:
             return Batch()
+        self._v2.drain(self._store.record)
         if self._store.batch:
             self.record_applied()
         self._told_rows = self._told_bytes = 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import Protocol
+from typing import Protocol, cast
 
 from twisted.internet.defer import Deferred
 
 from twistedkv.compaction import Sweeper
+from twistedkv.v2events import Event
 
 
 class Waiter(Protocol):
@@ -18,6 +19,16 @@ class Waiter(Protocol):
 
     def fail(self, error: BaseException) -> None:
         """It was refused, or nobody knows what became of it."""
+
+
+class V2Waiter(Protocol):
+    """Whoever waits for a request for keys of the v2 API."""
+
+    def applied(self, event: Event) -> None:
+        """It was applied."""
+
+    def fail(self, error: BaseException) -> None:
+        """It was refused, by a V2Error or another error, or nobody knows what became of it."""
 
 
 class Outcome:
@@ -49,7 +60,7 @@ class Sweeping:
 
 
 class WaitingRoom:
-    """The waiters by the id of their request, oldest first.
+    """The waiters by the id of their request, oldest first; a request's id is made for requests of one kind.
 
     Args:
         timeout_s: how long each may wait.
@@ -57,23 +68,28 @@ class WaitingRoom:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._waiters: dict[int, tuple[Waiter, float]] = {}  # with the deadline, which grows with each
+        self._waiters: dict[int, tuple[Waiter | V2Waiter, float]] = {}  # with the deadline, which grows with each
 
     def __len__(self) -> int:
         return len(self._waiters)
 
-    def add(self, request_id: int, waiter: Waiter, now_s: float) -> None:
+    def add(self, request_id: int, waiter: Waiter | V2Waiter, now_s: float) -> None:
         """Have ``waiter`` wait from now on."""
         self._waiters[request_id] = (waiter, now_s + self._timeout_s)
 
     def take(self, request_id: int) -> Waiter | None:
         """The waiter for this request, which waits no more; None if it is another member's, or was told before."""
         waiting = self._waiters.pop(request_id, None)
-        return None if waiting is None else waiting[0]
+        return None if waiting is None else cast(Waiter, waiting[0])
 
-    def expired(self, now_s: float) -> list[tuple[int, Waiter]]:
+    def take_v2(self, request_id: int) -> V2Waiter | None:
+        """The same for a request for keys of the v2 API."""
+        waiting = self._waiters.pop(request_id, None)
+        return None if waiting is None else cast(V2Waiter, waiting[0])
+
+    def expired(self, now_s: float) -> list[tuple[int, Waiter | V2Waiter]]:
         """Those whose time is up, with the ids of their requests; they wait no more."""
-        late: list[tuple[int, Waiter]] = []
+        late: list[tuple[int, Waiter | V2Waiter]] = []
         for request_id, (waiter, deadline_s) in self._waiters.items():
             if deadline_s > now_s:
                 break
@@ -82,9 +98,9 @@ class WaitingRoom:
             del self._waiters[request_id]
         return late
 
-    def up_to(self, request_id: int, but: Container[int] = ()) -> list[Waiter]:
+    def up_to(self, request_id: int, but: Container[int] = ()) -> list[Waiter | V2Waiter]:
         """Those of requests up to this id, except for ``but``, which wait no more; ids grow with each request."""
-        taken: list[Waiter] = []
+        taken: list[Waiter | V2Waiter] = []
         for each in list(self._waiters):
             if each > request_id:
                 break
@@ -92,7 +108,7 @@ class WaitingRoom:
                 taken.append(self._waiters.pop(each)[0])
         return taken
 
-    def empty(self) -> list[Waiter]:
+    def empty(self) -> list[Waiter | V2Waiter]:
         """Everybody; nobody waits any more."""
         waiters, self._waiters = self._waiters, {}
         return [waiter for waiter, _ in waiters.values()]

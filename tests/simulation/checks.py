@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+from zlib import crc32
 
-from tests.simulation.truth import Applied, Truth, Violation
+from tests.simulation.truth import Applied, Truth, V2Facts, Violation
 from twistedkv.pb.kv_pb2 import KeyValue
 from twistedkv.raft.messages import Entry, EntryType, Message, MessageType, Role
 from twistedkv.restore import Loaded
 from twistedkv.server import Member
 from twistedkv.storage.backend import RevisionRow
+from twistedkv.storage.directory import Directory
 from twistedkv.storage.mvcc import Store
+from twistedkv.v2watch import V2Hub
 
 
 class Outcome(NamedTuple):
@@ -25,6 +28,7 @@ class Outcome(NamedTuple):
     rows: tuple[RevisionRow, ...]
     changes_members: bool  # what is known of them
     revoked: int  # the lease that is no more; 0: none
+    v2_event: V2Facts | None = None
 
 
 NOTHING = Outcome("", (), False, 0)
@@ -41,6 +45,13 @@ class Watched:
         self.applied = 0
         self.revision = 0
         self.told = 0  # the last index whose outcome was told
+        self._tree = (-1, 0)  # the index of the keys of the v2 API, and their digest
+
+    def tree(self, directory: Directory) -> int:
+        """See :func:`digest`, which is asked once for each change."""
+        if self._tree[0] != directory.index:
+            self._tree = directory.index, digest(directory)
+        return self._tree[1]
 
 
 class Checks:
@@ -134,6 +145,8 @@ class Checks:
             store.revision,
             store.compacted,
             member.applier.cluster_version,
+            outcome.v2_event,
+            watched.tree(member.directory),
         )
         if self.truth.apply(index, applied, member.term) and outcome.revoked:
             self._lease_ended(outcome.revoked)
@@ -153,9 +166,9 @@ class Checks:
         entry = truth.entries.get(index)
         if entry is None:
             raise Violation(f"{name} has the state after {index}, and nobody applied that")
-        found = (store.revision, store.compacted, loaded.cluster_version)
-        if found != (entry.revision, entry.compacted, entry.version):
-            raise Violation(f"{name} has revision, compact revision and version {found} after {index}: {entry}")
+        found = (store.revision, store.compacted, loaded.cluster_version, digest(loaded.directory))
+        if found != (entry.revision, entry.compacted, entry.version, entry.tree):
+            raise Violation(f"{name} has revision, compact revision, version and tree {found} after {index}: {entry}")
         membership = loaded.membership
         picture = (tuple(membership.listed()), tuple(sorted(membership.removed)))
         if picture != truth.members_at(index):
@@ -185,3 +198,11 @@ class Checks:
             expected = (event.revision, event.create_revision, event.version, event.lease)
             if found != expected or (isinstance(pair, KeyValue) and pair.value != event.value):
                 raise Violation(f"{name} has {key!r} as {pair}, and it is {event}")
+
+
+def digest(directory: Directory) -> int:
+    """A number that is the same for the same tree, index and history."""
+    nodes = [(node.path, node.value, node.created, node.modified, node.expires_ns) for node in directory.nodes()]
+    history = directory.sink.history if isinstance(directory.sink, V2Hub) else None
+    events = [(event.index, event.action, event.node.key) for event in history.events] if history else []
+    return crc32(repr((directory.index, nodes, events)).encode())

@@ -6,14 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tests.simulation.checks import Outcome
+from tests.simulation.truth import V2Facts
 from twistedkv.apply import Applier
 from twistedkv.errors import KVError
+from twistedkv.pb.etcdserver_pb2 import Request
 from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
 from twistedkv.raft.messages import Entry, HardState
 from twistedkv.restore import Loaded
 from twistedkv.server import Member
 from twistedkv.storage.wal import WAL
 from twistedkv.txn import Done
+from twistedkv.v2errors import V2Error
+from twistedkv.v2events import Action, Event
 
 
 class ObservedLog(WAL):
@@ -46,6 +50,18 @@ class ObservedApplier(Applier):
         revoked = request.lease_revoke.ID if request.HasField("lease_revoke") else 0
         self.outcome(Outcome(f"{done.revision} {done.body!r}", rows, changes_members, revoked))
         return done
+
+    def apply_v2(self, request: Request) -> Event | None:
+        try:
+            event = super().apply_v2(request)
+        except V2Error as error:
+            self.outcome(Outcome(str(error), (), False, 0))
+            raise
+        facts = None
+        if event is not None and event.action is not Action.GET:
+            facts = V2Facts(event.index, event.action, event.node.key, event.node.value)
+        self.outcome(Outcome(request.Method, (), False, 0, facts))
+        return event
 
 
 class ObservedMember(Member):

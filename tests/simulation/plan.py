@@ -32,6 +32,7 @@ class Plan:
     compares: bool  # members compare what they have, at their start and now and then
     watchers: int
     owners: int
+    v2_clients: int
 
     @classmethod
     def draw(cls, random: Random) -> Plan:
@@ -65,4 +66,5 @@ class Plan:
             compares=random.random() < 0.3,
             watchers=random.choice([1, 3]),
             owners=random.choice([0, 1, 3]),
+            v2_clients=random.choice([0, 1, 2]),
         )

@@ -20,7 +20,7 @@ from tests.simulation.disk import SEGMENT_BYTES, Condition, SimulatedDatabase, S
 from tests.simulation.network import Network, SimulatedTransport
 from tests.simulation.observed import ObservedLog, ObservedMember, Parts
 from tests.simulation.truth import Violation
-from twistedkv.assembly import hard_state_at
+from twistedkv.assembly import Duty, hard_state_at
 from twistedkv.bootstrap import create_log
 from twistedkv.clusterversion import ClusterVersion
 from twistedkv.config import Config
@@ -49,6 +49,7 @@ from twistedkv.restore import Loaded, load_state
 from twistedkv.server import SERVER_VERSION, Member
 from twistedkv.storage.backend import BackendError, Bucket
 from twistedkv.storage.wal import Recovered, WALFailedError
+from twistedkv.v2clock import V2Clock
 
 
 class Call(Protocol):
@@ -122,7 +123,7 @@ class Process:
         self.member: ObservedMember | None = None
         self._world = world
         self._checks = world.checks
-        self._duties: list[ClusterVersion | CorruptionCheck] = []
+        self._duties: list[Duty] = []
         self._stopping = False
         self._was_installing = False
 
@@ -143,9 +144,7 @@ class Process:
             raise Violation(f"{machine.name} has a database at {state.index} and a log up to {last}")
         loaded.store.record(Bucket.META, META_MEMBER, b"%x" % me)
         loaded.store.record(Bucket.META, META_CLUSTER, b"%x" % cluster)
-        applier = world.parts.applier(
-            loaded.store, loaded.lessor, loaded.alarms, loaded.membership, loaded.cluster_version, loaded.downgrade
-        )
+        applier = world.parts.applier.of(loaded)
         applier.outcome = self._outcome
         node = RaftNode(
             RaftConfig(
@@ -193,7 +192,7 @@ class Process:
             port.set_peer(remote, urls)
         member.start()
         check = CorruptionCheck(member, config.corrupt_check_time_s)
-        self._duties = [ClusterVersion(member, SERVER_VERSION), check]
+        self._duties = [ClusterVersion(member, SERVER_VERSION), check, V2Clock(member)]
         for duty in self._duties:
             duty.start()
         Deferred.fromCoroutine(self._become_ready(member, check)).addErrback(self._not_ready)

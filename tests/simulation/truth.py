@@ -17,6 +17,15 @@ class Violation(AssertionError):
     """A promise was broken."""
 
 
+class V2Facts(NamedTuple):
+    """One change of a key of the v2 API."""
+
+    index: int
+    action: str
+    key: str
+    value: str | None
+
+
 class Applied(NamedTuple):
     """One entry, and what came of it."""
 
@@ -28,6 +37,8 @@ class Applied(NamedTuple):
     revision: int  # of the store after it
     compacted: int  # likewise
     version: str  # of the cluster, likewise
+    v2_event: V2Facts | None  # of a request for keys of the v2 API
+    tree: int  # a digest of those keys after it
 
 
 class Event(NamedTuple):
@@ -53,6 +64,8 @@ class Truth:
         self.revision = 1
         self.events: list[Event] = []
         self.first_event: dict[int, int] = {}  # position in events, by revision
+        self.v2_events: dict[int, V2Facts] = {}  # by index
+        self.v2_acknowledged = 0  # the highest index of those that a client was told of
         self._by_key: dict[bytes, list[Event]] = {}
 
     def apply(self, index: int, applied: Applied, term: int) -> bool:
@@ -77,6 +90,8 @@ class Truth:
         return is_first
 
     def _extend(self, applied: Applied) -> None:
+        if applied.v2_event is not None:
+            self.v2_events[applied.v2_event.index] = applied.v2_event
         for row in applied.rows:
             revision = main_of(row.revision)
             if revision != self.revision + 1:

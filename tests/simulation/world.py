@@ -26,6 +26,7 @@ from tests.simulation.network import PERFECT, Network
 from tests.simulation.observed import Parts
 from tests.simulation.plan import Plan
 from tests.simulation.truth import Violation
+from tests.simulation.v2clients import V2Client
 from tests.simulation.watching import Watcher
 from twistedkv.config import Config
 from twistedkv.configload import load_config
@@ -255,6 +256,8 @@ class World:
             self.clock.callLater(self.random.random() * plan.chaos_s / 2, watcher.start)
         for number in range(plan.owners):
             Owner(self, self.promises, b"l%d" % number).start()
+        for _ in range(plan.v2_clients):
+            V2Client(self).start()
         self.clock.callLater(2.0, Faults(self, list(plan.faults), plan.fault_pause_s).start)
         self.clock.callLater(2.0, self.administrator.start)
 
@@ -325,6 +328,8 @@ class World:
                 return f"{member.config.name} says that {member.disk_trouble}"
             if member.sweeper.done < member.store.compacted:
                 return f"{member.config.name} has not swept up to {member.store.compacted}"
+            if member.directory.first_end_ns is not None:
+                return f"{member.config.name} has a key of the v2 API that should have gone"
             if len(member.lessor):
                 lease: Lease = next(iter(member.lessor))
                 return f"{member.config.name} has the lease {lease.id:x}, which nobody renews"
