@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IProtocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from tests.protocols.v2keysmember import KeysMember
 from twistedkv.errors import EmptyKeyError
 from twistedkv.metrics import Metrics
 from twistedkv.pb import rpc_pb2
@@ -16,6 +18,8 @@ from twistedkv.protocols.endpoints import Endpoints
 from twistedkv.protocols.gateway import Gateway
 from twistedkv.protocols.http1 import HTTPFront
 from twistedkv.protocols.rpc import Access, Call, Kind, Method, MethodTable, Peer
+from twistedkv.protocols.turn import Turn
+from twistedkv.protocols.v2site import V2Site
 from twistedkv.protocols.web import AccessRules
 
 PEER = Peer("127.0.0.1", 4711, None, False)
@@ -139,7 +143,9 @@ class RecordingOutlet:
 class Wire:
     """One HTTP/1.1 connection in memory, and everything behind it."""
 
-    def __init__(self, peer: Peer = PEER, rules: AccessRules | None = None, *, auth: bool = False) -> None:
+    def __init__(
+        self, peer: Peer = PEER, rules: AccessRules | None = None, *, auth: bool = False, v2: bool = True
+    ) -> None:
         self.clock = Clock()
         self.member = ToyMember()
         self.view = View()
@@ -155,15 +161,25 @@ class Wire:
             self.metrics,
         )
         endpoints = Endpoints(self.view, self.metrics.exposition, self.metrics)
-        self.front = HTTPFront(self.clock, self.gateway, endpoints, rules)
+        self.keys = KeysMember(self.clock)
+        self.turn = Turn(self.clock)
+        site = V2Site(self.keys) if v2 else None
+        self.front = HTTPFront(self.clock, self.gateway, endpoints, rules, v2=site, turn=self.turn)
         self.protocol = self.front.http1_protocol(peer)
         self.transport = StringTransport()
         self.protocol.makeConnection(self.transport)
 
     def send(self, data: bytes) -> bytes:
         """Deliver ``data``; what the server has sent since the last time."""
-        self.protocol.dataReceived(data)
+        with self.turn:
+            self.protocol.dataReceived(data)
         return self.taken()
+
+    def another(self) -> IProtocol:
+        """Another connection of the same server."""
+        protocol = self.front.http1_protocol(PEER)
+        protocol.makeConnection(StringTransport())
+        return protocol
 
     def taken(self) -> bytes:
         """What the server has sent since the last time."""

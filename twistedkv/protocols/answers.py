@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final, NamedTuple, Protocol
 
+MEASURED_BYTES: Final = 2048  # up to which Go's server says how long a body is; net/http/server.go
+
 
 class Fields:
     """Header fields of an answer, encoded once. ``Date``, ``Content-Length`` and CORS are the connection's to add.
@@ -18,11 +20,23 @@ class Fields:
         pairs: names and values, in the order in which they go out.
     """
 
-    __slots__ = ("block", "pairs")
+    __slots__ = ("block",)
 
     def __init__(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
-        self.pairs = tuple(pairs)
-        self.block = b"".join(b"%s: %s\r\n" % pair for pair in self.pairs)
+        self.block = b"".join(b"%s: %s\r\n" % pair for pair in pairs)
+
+    @classmethod
+    def of(cls, block: bytes) -> Fields:
+        """Fields that are encoded already, each with its line end."""
+        made = cls.__new__(cls)
+        made.block = block
+        return made
+
+    @property
+    def pairs(self) -> tuple[tuple[bytes, bytes], ...]:
+        """Names and values, taken apart again."""
+        lines = (line.partition(b": ") for line in self.block.split(b"\r\n") if line)
+        return tuple((name, value) for name, _, value in lines)
 
 
 class Answer(NamedTuple):
@@ -31,6 +45,7 @@ class Answer(NamedTuple):
     status: int
     fields: Fields
     body: bytes
+    measured: bool = True  # false: the body goes out as a chunk, where HTTP has them, instead of with its length
 
 
 class Outlet(Protocol):
@@ -47,7 +62,7 @@ class Outlet(Protocol):
         """Start an answer with status 200 whose body comes in pieces."""
 
     def write(self, data: bytes) -> None:
-        """Send one piece at once."""
+        """Send one piece, which is not empty, in this turn of the reactor."""
 
     def end(self) -> None:
         """The last piece was sent; the request is over."""

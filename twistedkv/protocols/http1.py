@@ -1,18 +1,17 @@
 """HTTP/1.1 on the client port: a fast way for the requests that matter, twisted.web for all others.
 
 A gateway put through twisted.web costs more than the put itself. So a connection begins here: plain requests for unary
-gateway methods, ``/health`` and ``/version`` are parsed, called and answered in place, one after the other, with one
-write for all answers of a turn. The first request that is anything else hands the connection over to twisted.web
-(:mod:`twistedkv.protocols.web`), where it stays.
+gateway methods, the v2 API, ``/health`` and ``/version`` are parsed, called and answered in place, one after the other,
+with one write for all answers of a turn. The first request that is anything else hands the connection over to
+twisted.web (:mod:`twistedkv.protocols.web`), where it stays.
 
-Heads are remembered: a client that keeps its connection sends the same bytes again, and those lead to the method and
-its metadata by one lookup.
+A connection that waits, as that of a long poll of the v2 API does, costs nothing but memory: one timer looks after all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IProtocol, IPushProducer, IReactorTime
@@ -20,15 +19,16 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import datetimeToString
-from twisted.web.resource import IResource
 from zope.interface import implementer
 
-from twistedkv.errors import RPCError
 from twistedkv.protocols.answers import CORS, STATUS_LINES, Answer, Fields
 from twistedkv.protocols.endpoints import Endpoints
-from twistedkv.protocols.gateway import Gateway, GatewayCall, error_answer, request_head, too_long
-from twistedkv.protocols.http1wire import HEAD_END, MAX_HEAD_BYTES, Refusal, parse_head, refuse_incomplete
-from twistedkv.protocols.rpc import Head, Kind, Method, Peer
+from twistedkv.protocols.gateway import Gateway, error_answer, too_long
+from twistedkv.protocols.http1routes import Route, Routes
+from twistedkv.protocols.http1wire import HEAD_END, MAX_HEAD_BYTES, Refusal, refuse_incomplete
+from twistedkv.protocols.rpc import Peer
+from twistedkv.protocols.turn import Turn
+from twistedkv.protocols.v2site import V2Site
 from twistedkv.protocols.web import AccessRules, WebChannel, WebFront
 
 IDLE_TIMEOUT_S: Final = 300.0  # between requests
@@ -37,21 +37,12 @@ CHECK_INTERVAL_S: Final = 10.0  # how late a time-out may be noticed
 MAX_WAITING_BYTES: Final = 64 * 1024  # of pipelined requests, before the client is made to wait
 BODY_SLACK_BYTES: Final = 64 * 1024  # a body may be twice as long as its message (base64, escapes), and this
 
-_MEMO_ENTRIES: Final = 512
-_MEMO_HEAD_BYTES: Final = 2048
-_FAST_ENDPOINTS: Final = ("/health", "/version")
+_CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
+_CLOSE: Final = b"Connection: close\r\n\r\n"
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LAST_CHUNK: Final = b"0\r\n\r\n"
 
 _log = Logger()
-
-
-class Route(NamedTuple):
-    """What the head of a request asks for."""
-
-    method: Method | None  # of the gateway
-    head: Head | None  # for that method
-    endpoint: str  # else, a plain endpoint
-    length: int
-    close: bool
 
 
 class HTTPFront:
@@ -62,7 +53,8 @@ class HTTPFront:
         gateway: answers ``/v3/...``.
         endpoints: answer the rest.
         rules: who may ask from where.
-        children: resources for further first path segments, like ``v2``.
+        v2: answers ``/v2/...``; None: nobody does.
+        turn: brackets what streams send, so that each connection writes once.
     """
 
     def __init__(
@@ -71,67 +63,77 @@ class HTTPFront:
         gateway: Gateway,
         endpoints: Endpoints,
         rules: AccessRules | None = None,
-        children: Iterable[tuple[bytes, IResource]] = (),
+        *,
+        v2: V2Site | None = None,
+        turn: Turn | None = None,
     ) -> None:
         self.clock = clock
         self.gateway = gateway
         self.endpoints = endpoints
-        self.rules = rules or AccessRules()
-        self.max_body_bytes = 2 * gateway.max_message_bytes + BODY_SLACK_BYTES
-        self._web = WebFront(clock, gateway, endpoints, self.rules, self.max_body_bytes, children)
-        self._routes: dict[bytes, Route] = {}
+        self.v2 = v2
+        self.turn = turn or Turn(clock)
+        self.max_body_bytes = 2 * gateway.max_message_bytes + BODY_SLACK_BYTES  # of a request of the gateway
+        rules = rules or AccessRules()
+        self.routes = Routes(gateway, self.max_body_bytes, v2) if rules.open_to_all else None
+        self._web = WebFront(clock, gateway, endpoints, rules, self.max_body_bytes, v2)
         self._date = (-1, b"")  # second, header line
+        self._open: dict[HTTP1Connection, None] = {}  # those with time-outs
+        self._looking: IDelayedCall | None = None
 
     def http1_protocol(self, peer: Peer) -> IProtocol:
         """The protocol of one connection."""
         return HTTP1Connection(self, peer)
 
+    def opened(self, connection: HTTP1Connection) -> None:
+        """Have ``connection`` looked after from time to time."""
+        self._open[connection] = None
+        if self._looking is None:
+            self._looking = self.clock.callLater(CHECK_INTERVAL_S, self._look)
+
+    def closed(self, connection: HTTP1Connection) -> None:
+        """Do not any more. One that is not looked after is no error."""
+        self._open.pop(connection, None)
+        if not self._open and self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+
+    def _look(self) -> None:
+        self._looking = self.clock.callLater(CHECK_INTERVAL_S, self._look)
+        now_s = self.clock.seconds()
+        for connection in list(self._open):
+            connection.check(now_s)
+
     def web_channel(self, peer: Peer) -> WebChannel:
         """twisted.web's protocol for the rest of a connection."""
         return self._web.channel(peer)
 
-    def route(self, block: bytes, peer: Peer) -> Route | None:
-        """Where a head leads; None to twisted.web.
-
-        Raises:
-            Refusal: nowhere.
-        """
-        route = self._routes.get(block)
-        if route is not None:
-            return route
-        request = parse_head(block)
-        if not request.plain or not self.rules.open_to_all:
-            return None
-        endpoint, method, head = "", None, None
-        if request.method == "GET" and request.target in _FAST_ENDPOINTS and not request.length:
-            endpoint = request.target
-        elif request.method == "POST" and (method := self.gateway.methods.get(request.target)) is not None:
-            if method.kind is not Kind.UNARY:
-                return None
-            try:
-                head = request_head(method.path, request.fields)
-            except RPCError:
-                return None
+    def encode(self, answer: Answer, close: bool, has_body: bool = True) -> bytes:
+        """The bytes of an answer, or but for its body of one to a HEAD."""
+        status, fields, body, measured = answer
+        if measured:
+            framing = b"Content-Length: %d\r\n" % len(body)
+        elif has_body:
+            framing = _CHUNKED
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
         else:
-            return None
-        route = Route(method, head, endpoint, request.length, request.close)
-        if len(block) <= _MEMO_HEAD_BYTES:
-            if len(self._routes) >= _MEMO_ENTRIES:
-                self._routes.clear()
-            self._routes[block] = route
-        return route
+            framing = b""
+        end = _CLOSE if close else b"\r\n"
+        return b"".join(
+            (STATUS_LINES[status], CORS.block, fields.block, self._date_line(), framing, end, body if has_body else b"")
+        )
 
-    def encode(self, answer: Answer, close: bool) -> bytes:
-        """The bytes of an answer."""
+    def encode_beginning(self, fields: Fields, close: bool) -> bytes:
+        """The bytes of an answer before its chunks."""
+        end = _CLOSE if close else b"\r\n"
+        return b"".join((STATUS_LINES[200], CORS.block, fields.block, self._date_line(), _CHUNKED, end))
+
+    def _date_line(self) -> bytes:
         now_s = int(self.clock.seconds())
-        second, date = self._date
+        second, line = self._date
         if now_s != second:
-            date = b"Date: " + datetimeToString(now_s) + b"\r\n"
-            self._date = (now_s, date)
-        length = b"Content-Length: %d\r\n" % len(answer.body)
-        last = b"Connection: close\r\n\r\n" if close else b"\r\n"
-        head = STATUS_LINES[answer.status], CORS.block, answer.fields.block, date, length, last
-        return b"".join((*head, answer.body))
+            line = b"Date: " + datetimeToString(now_s) + b"\r\n"
+            self._date = (now_s, line)
+        return line
 
 
 @implementer(IPushProducer)
@@ -144,7 +146,6 @@ class HTTP1Connection(Protocol):
     """
 
     transport: Any  # ITransport, IConsumer and IPushProducer
-    writable = True  # what is answered here is never answered in pieces
 
     def __init__(self, front: HTTPFront, peer: Peer) -> None:
         self._front = front
@@ -152,21 +153,28 @@ class HTTP1Connection(Protocol):
         self._parts: list[bytes] = []  # received, not served
         self._size = 0  # of those
         self._needed = 0  # bytes before it is worth looking again
-        self._out: list[bytes] = []  # answers of this turn
+        self._out: list[bytes] = []  # what goes out in this turn, or waits for the client to read
         self._serving = False
         self._busy = False  # a request is being answered
-        self._call: GatewayCall | None = None
+        self._begun = False  # in pieces
+        self._has_body = True  # its answer has one, since it is no HEAD
+        self._cancel: Callable[[], None] | None = None  # when the client goes
+        self._told = False  # that the body of the request that has begun is wanted
         self._close = False  # after the answer in progress
         self._closed = False
         self._blocked = False  # the client does not read
         self._waiting = False  # the client was told to wait
         self._since_s = 0.0  # when this request or this idleness began
-        self._timer: IDelayedCall | None = None
         self._web: WebChannel | None = None
+
+    @property
+    def writable(self) -> bool:
+        """False while the client does not read."""
+        return not self._blocked
 
     def connectionMade(self) -> None:
         self._since_s = self._front.clock.seconds()
-        self._timer = self._front.clock.callLater(CHECK_INTERVAL_S, self._check)
+        self._front.opened(self)
         self.transport.registerProducer(self, True)
 
     def dataReceived(self, data: bytes) -> None:
@@ -188,18 +196,19 @@ class HTTP1Connection(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._closed = True
-        self._stop_timer()
+        self._front.closed(self)
         if self._web is not None:
             self._web.connectionLost(reason)
-        elif self._call is not None:
-            call, self._call = self._call, None
-            call.cancel()
-        self._busy = False
+        else:
+            self._gone()
 
     def go_away(self) -> None:
         """Close after the answer in progress, at once if there is none."""
         if self._web is not None:
             self._web.go_away()
+        elif self._begun:  # what would be the end of a stream, but to its client, that sees it cut off
+            self._gone()
+            self._end()
         elif self._busy:
             self._close = True
         else:
@@ -210,32 +219,83 @@ class HTTP1Connection(Protocol):
 
     def resumeProducing(self) -> None:
         self._blocked = False
-        if not self._busy:
-            self._serve()
+        self.flush()
 
     def stopProducing(self) -> None:
         self._blocked = True
 
-    # The outlet of a unary call. Streams are answered by twisted.web.
+    def check(self, now_s: float) -> None:
+        """Close a connection that is idle, or that does not finish its request, or does not read its answers."""
+        if self._busy:
+            return
+        passed_s = now_s - self._since_s
+        if self._size and not self._blocked:
+            if passed_s >= REQUEST_TIMEOUT_S:
+                self.transport.abortConnection()
+        elif passed_s >= IDLE_TIMEOUT_S:
+            if self._blocked:
+                self.transport.abortConnection()
+            else:
+                self._end()
+
+    # The turn's side: what streams have sent goes out, and what waits behind one that has ended is served. That is not
+    # done where they send, which may be in the middle of a change.
+
+    def flush(self) -> None:
+        if self._serving:
+            return  # which ends with this
+        if self._size and not self._busy and not self._closed and self._web is None:
+            self._serve()
+        else:
+            self._flush()
+
+    def abort(self) -> None:
+        self.transport.abortConnection()
+
+    # The outlet of the request in progress.
 
     def respond(self, answer: Answer) -> None:
         """Answer the request in progress, and go on with the next."""
         if not self._busy:
             return  # the client is gone
-        self._busy = False
-        self._call = None
-        self._out.append(self._front.encode(answer, self._close))
+        self._answered()
+        self._out.append(self._front.encode(answer, self._close, self._has_body))
         if not self._serving:
-            self._serve()
+            self.flush()
 
     def begin(self, fields: Fields) -> None:
-        raise ValueError("streams are answered by twisted.web")
+        if self._busy:
+            self._begun = True
+            self._send(self._front.encode_beginning(fields, self._close))
 
     def write(self, data: bytes) -> None:
-        raise ValueError("streams are answered by twisted.web")
+        if self._busy:
+            self._send(b"%x\r\n%b\r\n" % (len(data), data))
 
     def end(self) -> None:
-        raise ValueError("streams are answered by twisted.web")
+        if self._busy:
+            self._answered()
+            self._send(_LAST_CHUNK)
+
+    def _answered(self) -> None:
+        self._cancel = None
+        self._busy = False
+        if self._begun:
+            self._begun = False
+            self._since_s = self._front.clock.seconds()
+
+    def _gone(self) -> None:
+        """Nobody waits any more for the answer in progress."""
+        self._busy = self._begun = False
+        cancel, self._cancel = self._cancel, None
+        if cancel is not None:
+            cancel()
+
+    def _send(self, data: bytes) -> None:
+        """Have ``data`` sent at the end of this turn."""
+        self._out.append(data)
+        if not self._serving:
+            self._front.turn.mark(self)
 
     def _serve(self) -> None:
         """Answer what has arrived, as far as it can be answered now."""
@@ -268,29 +328,49 @@ class HTTP1Connection(Protocol):
         if head_end < 0 or head_end - position > MAX_HEAD_BYTES:
             refuse_incomplete(data[position : position + MAX_HEAD_BYTES + 1])
             return 0
-        route = self._front.route(data[position:head_end], self._peer)
+        routes = self._front.routes
+        route = None if routes is None else routes.find(data[position:head_end])
         if route is None:
             self._hand_over(data[position:])
             return 0
         begin = head_end + len(HEAD_END)
         end = begin + route.length
-        if route.length > self._front.max_body_bytes:
+        if route.length > route.limit_bytes:
             self._close = self._busy = True
-            error = too_long(route.length, self._front.gateway.max_message_bytes)
-            self.respond(error_answer(error.code, str(error)))
+            self.respond(self._too_long(route))
             return len(data) - position
+        if route.expects and not self._told:
+            self._told = True
+            self._out.append(_CONTINUE)
         if end > len(data):
             self._needed = end - position
             return 0
+        self._told = False
         self._busy = True
         self._close = route.close
-        if route.method is not None and route.head is not None:
-            call = self._front.gateway.call(route.method, route.head, self._peer, data[begin:end], self)
-            if call is not None and not call.done:
-                self._call = call
-        else:
-            self._ask(route.endpoint)
+        self._answer(route, data[begin:end])
         return end - position
+
+    def _answer(self, route: Route, body: bytes) -> None:
+        cancel: Callable[[], None] | None = None
+        if route.v2 is not None:
+            self._has_body = route.v2.method != "HEAD"
+            cancel = route.v2.endpoint.serve(route.v2.request(body, self._peer), self)
+        else:
+            self._has_body = True
+            if route.method is None or route.head is None:
+                self._ask(route.endpoint)
+            elif (call := self._front.gateway.call(route.method, route.head, self._peer, body, self)) is not None:
+                cancel = call.cancel
+        if self._busy:
+            self._cancel = cancel
+
+    def _too_long(self, route: Route) -> Answer:
+        self._has_body = True
+        if route.v2 is not None and self._front.v2 is not None:
+            return self._front.v2.too_long
+        error = too_long(route.length, self._front.gateway.max_message_bytes)
+        return error_answer(error.code, str(error))
 
     def _ask(self, endpoint: str) -> None:
         answer: Deferred[Answer] = self._front.endpoints.answer("GET", endpoint, {})
@@ -312,8 +392,10 @@ class HTTP1Connection(Protocol):
         self._close = True
 
     def _flush(self) -> None:
-        if self._closed:
+        if self._closed or self._web is not None:
             return
+        if self._blocked and (self._busy or not self._close):
+            return  # what is not sent here is shared with others
         if self._out:
             out = self._out[0] if len(self._out) == 1 else b"".join(self._out)
             self._out.clear()
@@ -326,7 +408,7 @@ class HTTP1Connection(Protocol):
 
     def _hand_over(self, data: bytes) -> None:
         """Give the connection to twisted.web, beginning with ``data``."""
-        self._stop_timer()
+        self._front.closed(self)
         if self._out:
             self.transport.write(b"".join(self._out))
             self._out.clear()
@@ -339,27 +421,10 @@ class HTTP1Connection(Protocol):
         self._web.dataReceived(data)
 
     def _end(self) -> None:
+        if self._out:
+            self.transport.write(b"".join(self._out))
+            self._out.clear()
         self._closed = True
-        self._stop_timer()
+        self._front.closed(self)
         self.transport.unregisterProducer()
         self.transport.loseConnection()
-
-    def _check(self) -> None:
-        """Close a connection that is idle, or that does not finish its request, or does not read its answers."""
-        self._timer = self._front.clock.callLater(CHECK_INTERVAL_S, self._check)
-        if self._busy:
-            return
-        passed_s = self._front.clock.seconds() - self._since_s
-        if self._size and not self._blocked:
-            if passed_s >= REQUEST_TIMEOUT_S:
-                self.transport.abortConnection()
-        elif passed_s >= IDLE_TIMEOUT_S:
-            if self._blocked:
-                self.transport.abortConnection()
-            else:
-                self._end()
-
-    def _stop_timer(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()

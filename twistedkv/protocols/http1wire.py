@@ -8,15 +8,17 @@ line ends, folded lines, blanks before a colon, more than one length, a length b
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 MAX_HEAD_BYTES: Final = 16 * 1024
+MAX_REMEMBERED_BYTES: Final = 2048  # of what is looked up rather than parsed when it comes again
 HEAD_END: Final = b"\r\n\r\n"
 
-_REQUEST_LINE: Final = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/1\.([01])")
+_REQUEST_LINE: Final = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~\x80-\xff]+) HTTP/1\.([01])")
 _FIELD: Final = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00\r\n]*?)[ \t]*")
 _LENGTH: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
-_NOT_PLAIN: Final = frozenset(("transfer-encoding", "expect", "upgrade"))
+_NOT_PLAIN: Final = frozenset(("transfer-encoding", "upgrade"))
 
 
 class Refusal(Exception):
@@ -41,7 +43,19 @@ class RequestHead(NamedTuple):
     fields: tuple[tuple[str, str], ...]  # in order, names in lower case
     length: int  # of the body
     close: bool  # the client wants no further answer
-    plain: bool  # false: chunked, a protocol switch, an expectation, HTTP/1.0 ... it is for twisted.web
+    expects: bool  # to be told that the body is wanted before it is sent
+    plain: bool  # false: chunked, a protocol switch, HTTP/1.0 ... it is for twisted.web
+
+
+class _Fields(NamedTuple):
+    """Header fields, and what some of them say."""
+
+    fields: tuple[tuple[str, str], ...]
+    hosts: int
+    length: int
+    close: bool
+    expects: bool
+    plain: bool
 
 
 def parse_head(block: bytes) -> RequestHead:
@@ -50,16 +64,33 @@ def parse_head(block: bytes) -> RequestHead:
     Raises:
         Refusal: it is malformed or ambiguous.
     """
-    lines = block.decode("latin-1").split("\r\n")
-    request = _REQUEST_LINE.fullmatch(lines[0])
+    line, _, rest = block.partition(b"\r\n")
+    request = _REQUEST_LINE.fullmatch(line.decode("latin-1"))
     if request is None:
         raise Refusal(400, "400 Bad Request")
+    read = _known_fields(rest) if len(rest) <= MAX_REMEMBERED_BYTES else _parse_fields(rest)
+    plain = read.plain and request[3] == "1"
+    if read.hosts != 1 and (plain or read.hosts):
+        many = "too many Host headers" if read.hosts else "missing required Host header"
+        raise Refusal(400, f"400 Bad Request: {many}")
+    if request[1] == "HEAD" and read.length:
+        raise Refusal(400, "400 Bad Request")
+    return RequestHead(request[1], request[2], read.fields, read.length, read.close, read.expects, plain)
+
+
+def _parse_fields(block: bytes) -> _Fields:
+    """The header fields that are all of ``block``.
+
+    Raises:
+        Refusal: they are malformed or ambiguous.
+    """
     fields: list[tuple[str, str]] = []
     lengths: list[str] = []
+    codings: list[str] = []
     hosts = 0
-    close = False
-    plain = request[3] == "1"
-    for line in lines[1:]:
+    close = expects = False
+    plain = True
+    for line in block.decode("latin-1").split("\r\n") if block else ():
         field = _FIELD.fullmatch(line)
         if field is None:
             raise Refusal(400, "400 Bad Request: invalid header name" if ":" in line else "400 Bad Request")
@@ -75,13 +106,20 @@ def parse_head(block: bytes) -> RequestHead:
             plain = plain and option in ("close", "keep-alive")
         elif name in _NOT_PLAIN:
             plain = False
-    if hosts != 1 and (plain or hosts):
-        raise Refusal(400, f"400 Bad Request: {'too many Host headers' if hosts else 'missing required Host header'}")
-    if lengths and (len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0])):
+            if name == "transfer-encoding":
+                codings.append(value.lower())
+        elif name == "expect":
+            expects = True
+            if value.lower() != "100-continue":
+                raise Refusal(417, "")
+    if lengths and (len(lengths) > 1 or codings or not _LENGTH.fullmatch(lengths[0])):
         raise Refusal(400, "400 Bad Request")
-    if lengths and any(name == "transfer-encoding" for name, _ in fields):
-        raise Refusal(400, "400 Bad Request")
-    return RequestHead(request[1], request[2], tuple(fields), int(lengths[0]) if lengths else 0, close, plain)
+    if codings and codings != ["chunked"]:
+        raise Refusal(501, "Unsupported transfer encoding")
+    return _Fields(tuple(fields), hosts, int(lengths[0]) if lengths else 0, close, expects, plain)
+
+
+_known_fields = lru_cache(maxsize=256)(_parse_fields)  # a client sends the same ones with every request
 
 
 def refuse_incomplete(data: bytes) -> None:

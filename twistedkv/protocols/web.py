@@ -1,19 +1,20 @@
-"""The same gateway and endpoints under twisted.web, for what :mod:`twistedkv.protocols.http1` does not answer itself.
+"""The same answers under twisted.web, for what :mod:`twistedkv.protocols.http1` does not answer itself.
 
-Streams, chunked bodies, expectations, other methods, paths to be cleaned, restricted origins and hosts, and resources
-of others, like the v2 API, all come here.
+Streams of the gateway, chunked bodies, expectations, other methods, paths to be cleaned, and restricted origins and
+hosts all come here.
 
-Sources: etcd 3.5 ``server/embed/serve.go``, accessController; Go's ``net/http`` ServeMux for clean paths.
+Sources: etcd 3.5 ``server/embed/serve.go``, accessController; Go's ``net/http`` ServeMux for clean paths, and
+``net/url/url.go`` for how one is written.
 """
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import parse_qs, quote, unquote
+from urllib.parse import parse_qs, quote
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer, IReactorTime
@@ -26,7 +27,7 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 from zope.interface import implementer
 
 from twistedkv.errors import RPCError
-from twistedkv.protocols.answers import CORS, ERROR_TEXT, NO_FIELDS, Answer, Fields, error_text
+from twistedkv.protocols.answers import CORS, ERROR_TEXT, NO_FIELDS, TEXT, Answer, Fields, error_text
 from twistedkv.protocols.endpoints import Endpoints
 from twistedkv.protocols.gateway import (
     NOT_FOUND,
@@ -38,12 +39,21 @@ from twistedkv.protocols.gateway import (
     request_head,
     too_long,
 )
+from twistedkv.protocols.http1routes import decoded
 from twistedkv.protocols.rpc import Peer
+from twistedkv.protocols.v2site import MAX_BODY_BYTES, V2Site
+from twistedkv.protocols.v2words import V2Request
 
 IDLE_TIMEOUT_S: Final = 60  # without a byte from the client while nothing is being answered
 
 _ABSOLUTE: Final = re.compile(rb"https?://[^/?]*", re.IGNORECASE)
-_GATEWAY_PREFIXES: Final = tuple(prefix.encode("ascii") for prefix in PREFIXES)
+_REQUEST_LINE: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [!-~\x80-\xff]+ HTTP/1\.[01]")
+_NOT_ASCII: Final = re.compile(rb"[\x80-\xff]")
+_BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_UNESCAPED: Final = "$&+,/:;=@"  # in a path, besides what never is; Go net/url/url.go, shouldEscape
+_BAD_REQUEST: Final = Answer(400, TEXT, b"400 Bad Request")
+_HTML: Final = (b"Content-Type", b"text/html; charset=utf-8")
+_HTML_ESCAPES: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&#34;", "'": "&#39;"})
 
 _log = Logger()
 
@@ -74,8 +84,8 @@ class WebFront:
         gateway: answers the paths with a version prefix.
         endpoints: answer the rest.
         rules: checked before anything else.
-        max_body_bytes: of a request.
-        children: resources for further first path segments.
+        max_body_bytes: of a request that is not of the v2 API.
+        v2: answers ``/v2/...``; None: nobody does.
     """
 
     def __init__(
@@ -85,17 +95,15 @@ class WebFront:
         endpoints: Endpoints,
         rules: AccessRules,
         max_body_bytes: int,
-        children: Iterable[tuple[bytes, IResource]],
+        v2: V2Site | None = None,
     ) -> None:
         self.gateway = gateway
         self.endpoints = endpoints
         self.rules = rules
         self.max_body_bytes = max_body_bytes
+        self.v2 = v2
         self._clock = clock
-        root = _Root(_Leaf(self))
-        for segment, child in children:
-            root.putChild(segment, child)
-        self._site = Site(root, timeout=IDLE_TIMEOUT_S, reactor=clock)
+        self._site = Site(_Leaf(self), timeout=IDLE_TIMEOUT_S, reactor=clock)
 
     def channel(self, peer: Peer) -> WebChannel:
         """The protocol of one connection."""
@@ -116,6 +124,12 @@ class WebChannel(HTTPChannel):
     callLater: Any
     timeOut: int | None
 
+    def lineReceived(self, line: bytes) -> None:
+        """Take a target that is not all ASCII, as Go does, by escaping what twisted.web refuses."""
+        if not line.isascii() and _REQUEST_LINE.fullmatch(line):
+            line = _NOT_ASCII.sub(lambda byte: b"%%%02X" % ord(byte[0]), line)
+        super().lineReceived(line)
+
     def go_away(self) -> None:
         """Close after the answer in progress, at once if there is none."""
         if self.requests:
@@ -132,46 +146,72 @@ class WebRequest(Request):
         self.front = front
         self.rpc_peer = peer
         self.clean_path = ""
+        self.fields: tuple[tuple[str, str], ...] = ()  # of the header, in order, names in lower case
+        self._origin = ""  # of a target in the absolute form
         self._body_bytes = 0
 
     def handleContentChunk(self, data: bytes) -> None:
         """Keep a body only as long as it may be; of one that is longer nothing is kept."""
         self._body_bytes += len(data)
-        if self._body_bytes <= self.front.max_body_bytes:
+        if self._body_bytes <= max(self.front.max_body_bytes, MAX_BODY_BYTES):
             super().handleContentChunk(data)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """Keep twisted.web from taking a body apart as a form: curl says that JSON is one unless told otherwise."""
         absolute = _ABSOLUTE.match(path)
         if absolute:  # RFC 9112 §3.2.2: a server takes that form too; the Host header says the same
+            self._origin = absolute[0].decode("latin-1")
             path = path[absolute.end() :] or b"/"
-        if path.startswith(_GATEWAY_PREFIXES):
-            self.requestHeaders.removeHeader(b"content-type")
+        headers: Headers = self.requestHeaders
+        self.fields = tuple(
+            (name.decode("latin-1").lower(), value.decode("latin-1"))
+            for name, values in headers.getAllRawHeaders()
+            for value in values
+        )
+        headers.removeHeader(b"content-type")
         super().requestReceived(command, path, version)
 
     def process(self) -> None:
         front = self.front
+        if _BAD_ESCAPE.search(self.path) or (self.method == b"HEAD" and self._body_bytes):
+            self._refuse(_BAD_REQUEST, close=True)
+            return
         if not self.rpc_peer.secure and "*" not in front.rules.hosts:
             host = self.getRequestHostname().decode("latin-1")
             if host not in front.rules.hosts:
                 self._refuse(error_text(421, f"host {host!r} is not in the host whitelist of this server"))
                 return
         self._allow_origin()
-        if self._body_bytes > front.max_body_bytes:
-            error = too_long(self._body_bytes, front.gateway.max_message_bytes)
-            self.channel.persistent = False
-            self._refuse(error_answer(error.code, str(error)))
+        path = decoded(self.path)
+        is_v2 = front.v2 is not None and path.startswith("/v2/")
+        if self._body_bytes > (MAX_BODY_BYTES if is_v2 else front.max_body_bytes):
+            self._refuse(self._too_long(), close=True)
             return
         if self.method == b"OPTIONS":
             self._refuse(Answer(200, NO_FIELDS, b""))
             return
-        path = unquote(self.path.decode("latin-1"))
         self.clean_path = _clean(path)
-        if self.clean_path != path:
-            location = Fields([(b"Location", quote(self.clean_path).encode("ascii"))])
-            self._refuse(Answer(301, location, b""))
+        if self.clean_path != path and self.method != b"CONNECT":
+            self._refuse(self._redirection())
             return
         super().process()
+
+    def _too_long(self) -> Answer:
+        if self.front.v2 is not None and self.path.startswith(b"/v2/"):
+            return self.front.v2.too_long
+        error = too_long(self._body_bytes, self.front.gateway.max_message_bytes)
+        return error_answer(error.code, str(error))
+
+    def _redirection(self) -> Answer:
+        """Go's, to the clean path."""
+        _, mark, query = self.uri.decode("ascii").partition("?")
+        path = quote(self.clean_path.encode("utf-8", "surrogateescape"), safe=_UNESCAPED)
+        location = f"{self._origin}{path}{mark}{query}"
+        pairs = [(b"Location", location.encode("ascii"))]
+        if self.method not in (b"GET", b"HEAD"):
+            return Answer(301, Fields(pairs), b"")
+        text = f'<a href="{location.translate(_HTML_ESCAPES)}">Moved Permanently</a>.\n\n'
+        return Answer(301, Fields([_HTML, *pairs]), text.encode("ascii") if self.method == b"GET" else b"")
 
     def _allow_origin(self) -> None:
         rules = self.front.rules
@@ -181,24 +221,15 @@ class WebRequest(Request):
                 self.setHeader(name, value)
             self.setHeader(b"Access-Control-Allow-Origin", origin.encode("latin-1"))
 
-    def _refuse(self, answer: Answer) -> None:
+    def _refuse(self, answer: Answer, *, close: bool = False) -> None:
+        if close:
+            self.channel.persistent = False
         WebOutlet(self).respond(answer)
-
-
-class _Root(Resource):
-    """Everything below that nobody else has asked for leads to one leaf."""
-
-    def __init__(self, leaf: _Leaf) -> None:
-        super().__init__()
-        self._leaf = leaf
-
-    def getChild(self, path: bytes, request: Any) -> IResource:
-        return self._leaf
 
 
 @implementer(IResource)
 class _Leaf(Resource):
-    """Gateway and plain endpoints."""
+    """Gateway, v2 API and plain endpoints."""
 
     isLeaf = True
 
@@ -209,11 +240,18 @@ class _Leaf(Resource):
     def render(self, request: WebRequest) -> int:
         outlet = WebOutlet(request)
         path = request.clean_path
+        query = request.uri.partition(b"?")[2].decode("latin-1")
         if path.startswith(PREFIXES):
             self._call(path, request, outlet)
+        elif self._front.v2 is not None and path.startswith("/v2/"):
+            assert request.content is not None
+            method, body = request.method.decode("latin-1"), request.content.read()
+            asked = V2Request(method, path, query, request.fields, body, request.rpc_peer)
+            outlet.attend(self._front.v2.serve(asked, outlet))
         else:
-            query = parse_qs(request.uri.partition(b"?")[2].decode("latin-1"), keep_blank_values=True)
-            answer: Deferred[Answer] = self._front.endpoints.answer(request.method.decode("latin-1"), path, query)
+            parameters = parse_qs(query, keep_blank_values=True)
+            method = request.method.decode("latin-1")
+            answer: Deferred[Answer] = self._front.endpoints.answer(method, path, parameters)
             answer.addCallback(outlet.respond)
             answer.addErrback(outlet.failed)
         return NOT_DONE_YET
@@ -227,21 +265,15 @@ class _Leaf(Resource):
         if request.method != b"POST":
             outlet.respond(NOT_POST)
             return
-        headers: Headers = request.requestHeaders
-        pairs = [
-            (name.decode("latin-1"), value.decode("latin-1"))
-            for name, values in headers.getAllRawHeaders()
-            for value in values
-        ]
         try:
-            head = request_head(method.path, pairs)
+            head = request_head(method.path, request.fields)
         except RPCError as error:
             outlet.respond(error_answer(error.code, str(error)))
             return
         assert request.content is not None
         call = gateway.call(method, head, request.rpc_peer, request.content.read(), outlet)
         if call is not None and not call.done:
-            outlet.attend(call)
+            outlet.attend(call.cancel, call)
 
 
 @implementer(IPushProducer)
@@ -254,14 +286,16 @@ class WebOutlet:
 
     def __init__(self, request: WebRequest) -> None:
         self._request = request
+        self._cancel: Callable[[], None] | None = None
         self._call: GatewayCall | None = None
         self._over = False
         self._streaming = False
         self.writable = True
         request.notifyFinish().addErrback(self._client_gone)
 
-    def attend(self, call: GatewayCall) -> None:
-        """``call`` will be answered later: it is cancelled if the client goes, and hears when there is room."""
+    def attend(self, cancel: Callable[[], None] | None, call: GatewayCall | None = None) -> None:
+        """The answer may come later: ``cancel`` is called if the client goes, and ``call`` hears when there is room."""
+        self._cancel = cancel
         self._call = call
 
     def respond(self, answer: Answer) -> None:
@@ -270,7 +304,8 @@ class WebOutlet:
         self._over = True
         self._set_fields(answer.fields)
         self._request.setResponseCode(answer.status)
-        self._request.setHeader(b"Content-Length", b"%d" % len(answer.body))
+        if answer.measured:
+            self._request.setHeader(b"Content-Length", b"%d" % len(answer.body))
         self._request.write(answer.body)
         self._request.finish()
 
@@ -280,6 +315,7 @@ class WebOutlet:
         self._set_fields(fields)
         self._request.registerProducer(self, True)
         self._streaming = True
+        self._request.write(b"")  # the head, which is not to wait for the first piece
 
     def write(self, data: bytes) -> None:
         if not self._over:
@@ -311,9 +347,11 @@ class WebOutlet:
         self.writable = False
 
     def _client_gone(self, failure: Failure) -> None:
+        if self._over:
+            return
         self._over = True
-        if self._call is not None:
-            self._call.cancel()
+        if self._cancel is not None:
+            self._cancel()
 
     def _set_fields(self, fields: Fields) -> None:
         headers: Headers = self._request.responseHeaders

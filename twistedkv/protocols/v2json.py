@@ -1,0 +1,136 @@
+"""Events and errors of the v2 API as Go's ``encoding/json`` writes them.
+
+Absent is what is empty: a node has no ``key`` at the root, no ``value`` in a directory, no ``ttl`` when less than a
+second is left. Keys are shown without the ``/1`` that they have in the store. Bytes that are no UTF-8 become
+``\\ufffd``, one for each.
+
+Nothing here recurses: a listing may be as deep as paths are long.
+
+Sources: etcd 3.5 ``server/etcdserver/api/v2store/{event,node_extern,node}.go``, ``v2error/error.go``; Go's
+``encoding/json/encode.go`` and ``time/format.go``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from twistedkv.v2errors import MESSAGES, V2Error
+from twistedkv.v2events import Action, Event, NodeView
+
+KEYS_PREFIX: Final = "/1"  # of the paths of clients' keys in the store
+
+_NS: Final = 1_000_000_000  # in a second
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_NEEDS_ESCAPE: Final = re.compile('[\x00-\x1f"\\\\<>&\u2028\u2029\ud800-\udfff]').search
+_ESCAPES: Final = {
+    **{code: f"\\u{code:04x}" for code in (*range(0x20), *map(ord, "<>&\u2028\u2029"))},
+    **dict.fromkeys(range(0xD800, 0xE000), "\\ufffd"),
+    **{ord(char): text for char, text in {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\"}.items()},
+}
+_WITHOUT_VALUE: Final = {action: f'{{"action":"{action}"}}\n'.encode("ascii") for action in Action}
+
+
+def json_text(text: str) -> str:
+    """``text`` as a JSON string."""
+    return f'"{text.translate(_ESCAPES)}"' if _NEEDS_ESCAPE(text) else f'"{text}"'
+
+
+def event_json(event: Event, now_ns: int) -> bytes:
+    """An event, with a line end.
+
+    Args:
+        now_ns: since 1970; the times to live are counted from it.
+    """
+    action = event.action
+    node = event.node
+    shown = _file(node, now_ns) if node.value is not None else _other(node, now_ns)
+    previous = event.previous
+    if previous is None:
+        return f'{{"action":"{action}","node":{shown}}}\n'.encode()
+    if action is Action.EXPIRE:
+        now_ns = previous.expires_ns  # when etcd makes the event; it may be looked at much later
+    before = _file(previous, now_ns) if previous.value is not None else _other(previous, now_ns)
+    return f'{{"action":"{action}","node":{shown},"prevNode":{before}}}\n'.encode()
+
+
+def without_value(action: Action) -> bytes:
+    """An event of which only the action is told, with a line end."""
+    return _WITHOUT_VALUE[action]
+
+
+def error_json(error: V2Error) -> bytes:
+    """An error, with a line end."""
+    cause = error.cause.removeprefix(KEYS_PREFIX)
+    shown = f',"cause":{json_text(cause)}' if cause else ""
+    message = json_text(MESSAGES[error.code])
+    return f'{{"errorCode":{error.code.value},"message":{message}{shown},"index":{error.index}}}\n'.encode()
+
+
+def _file(view: NodeView, now_ns: int) -> str:
+    """A file that has a value."""
+    end = _end(view.expires_ns, now_ns) if view.expires_ns else ""
+    return (
+        f'{{"key":{json_text(view.key[2:])},"value":{json_text(view.value or "")}{end},'
+        f'"modifiedIndex":{view.modified},"createdIndex":{view.created}}}'
+    )
+
+
+def _other(view: NodeView, now_ns: int) -> str:
+    """A directory with what is in it, or a file that is no more."""
+    pieces = [_head(view, now_ns)]
+    open_: list[tuple[NodeView, Iterator[NodeView]]] = []
+    if view.nodes:
+        open_.append((view, iter(view.nodes)))
+    comma = ""
+    while open_:
+        inside = next(open_[-1][1], None)
+        if inside is None:
+            pieces.append("]" + _tail(open_.pop()[0]))
+            comma = ","
+            continue
+        if inside.value is not None:
+            pieces.append(comma + _file(inside, now_ns))
+            comma = ","
+            continue
+        pieces.append(comma + _head(inside, now_ns))
+        comma = ","
+        if inside.nodes:
+            open_.append((inside, iter(inside.nodes)))
+            comma = ""
+    return "".join(pieces)
+
+
+def _head(view: NodeView, now_ns: int) -> str:
+    """A node without a value as far as the nodes in it; all of it if there are none."""
+    fields: list[str] = []
+    key = view.key[2:]
+    if key:
+        fields.append(f'"key":{json_text(key)}')
+    if view.is_dir:
+        fields.append('"dir":true')
+    start = "{" + ",".join(fields) + (_end(view.expires_ns, now_ns) if view.expires_ns else "")
+    return f'{start},"nodes":[' if view.nodes else start + _tail(view)
+
+
+def _tail(view: NodeView) -> str:
+    """What comes behind the nodes in a directory."""
+    modified = f',"modifiedIndex":{view.modified}' if view.modified else ""
+    created = f',"createdIndex":{view.created}' if view.created else ""
+    return f"{modified}{created}}}"
+
+
+def _end(expires_ns: int, now_ns: int) -> str:
+    """When a node ends, and in how many seconds, rounded up; left out if that is 0."""
+    ttl_s = -((now_ns - expires_ns) // _NS)
+    shown = f',"ttl":{ttl_s}' if ttl_s else ""
+    return f',"expiration":"{timestamp(expires_ns)}"{shown}'
+
+
+def timestamp(since_1970_ns: int) -> str:
+    """A moment as RFC 3339 has it, in UTC, with as many digits of its nanoseconds as are needed."""
+    seconds, ns = divmod(since_1970_ns, _NS)
+    moment = (_EPOCH + timedelta(seconds=seconds)).isoformat()[:19]
+    return f"{moment}.{ns:09d}".rstrip("0") + "Z" if ns else moment + "Z"
