@@ -101,6 +101,21 @@ class PeerMetricsTests(SynchronousTestCase):
         self.assertIsNone(self.value("peer_sent_failures_total", To=f"{C:x}"))
         self.assertEqual(self.value("peer_received_failures_total", From=f"{C:x}"), 1)
 
+    def test_appends_make_figures_of_their_own(self) -> None:
+        """Those of a write on their stream count as bytes as well; those sent by another way were counted before."""
+        self.peers.appends_written(B, 300, 3, 0.003)
+        self.peers.appends_sent(C, 50, 1)
+        self.peers.append_posted(C, 0.5)
+        self.peers.append_lost(C)
+        self.peers.appends_received(B, 70, 2)
+        self.assertEqual(self.value("peer_sent_bytes_total", To=f"{B:x}"), 300)
+        self.assertIsNone(self.value("peer_sent_bytes_total", To=f"{C:x}"))
+        stats = self.peers.stats
+        self.assertEqual((stats.sent.count, stats.received.count), (4, 2))
+        figures = {each: (stats.followers[each].succeeded, stats.followers[each].failed) for each in (B, C)}
+        self.assertEqual(figures, {B: (3, 0), C: (1, 1)})
+        self.assertEqual([stats.followers[each].latency().current for each in (B, C)], [1.0, 500.0])
+
     def test_a_peer_is_connected_while_one_stream_is(self) -> None:
         """It is lost with the last one, and a stream that never began is no loss."""
         labels = {"Local": f"{ME:x}", "Remote": f"{B:x}"}

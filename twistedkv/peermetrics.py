@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from twistedkv.metrics import Distribution
+from twistedkv.peerstats import PeerStats
 from twistedkv.protocols.msgappv2 import StreamKind
 
 ROUND_TRIP_SECONDS: Final = tuple(0.0001 * 2**n for n in range(16))
@@ -28,12 +29,13 @@ class PeerMetrics(Collector):
 
     Args:
         me: this member's id.
-        clock_s: by which the time that snapshots take is measured.
+        clock_s: monotonic; by which the time that snapshots and appends take is measured.
     """
 
     def __init__(self, me: int, clock_s: Callable[[], float]) -> None:
+        self.clock_s = clock_s
+        self.stats = PeerStats(clock_s)
         self._me = me
-        self._clock_s = clock_s
         self._sent_bytes: dict[int, int] = defaultdict(int)  # a third of a Counter's time
         self._received_bytes: dict[int, int] = defaultdict(int)
         self._send_failures: Counter[int] = Counter()
@@ -53,6 +55,28 @@ class PeerMetrics(Collector):
     def received_bytes(self, member_id: int, count: int) -> None:
         """So many bytes of messages came."""
         self._received_bytes[member_id] += count
+
+    def appends_written(self, member_id: int, size: int, count: int, seconds: float) -> None:
+        """So many appends went onto their stream."""
+        self._sent_bytes[member_id] += size
+        self.stats.sent.note(count, size)
+        self.stats.followers[member_id].success(count, seconds)
+
+    def appends_sent(self, member_id: int, size: int, count: int) -> None:
+        """So many appends go another way."""
+        self.stats.sent.note(count, size)
+
+    def append_posted(self, member_id: int, seconds: float) -> None:
+        """A posted append was taken."""
+        self.stats.followers[member_id].success(1, seconds)
+
+    def append_lost(self, member_id: int) -> None:
+        """A posted append was not."""
+        self.stats.followers[member_id].failed += 1
+
+    def appends_received(self, member_id: int, size: int, count: int) -> None:
+        """So many appends came."""
+        self.stats.received.note(count, size)
 
     def send_failed(self, member_id: int) -> None:
         """A message was dropped."""

@@ -103,8 +103,11 @@ class FakeObserver:
     """Counts."""
 
     def __init__(self) -> None:
+        self.clock_s: Callable[[], float] = float
         self.sent: dict[int, int] = {}
         self.received: dict[int, int] = {}
+        self.appends: list[tuple[str, int, int, int]] = []  # what became of them, member, bytes, how many
+        self.times_s: list[float] = []  # that appends took
         self.failed_sends = 0
         self.failed_receives = 0
         self.active: set[tuple[int, StreamKind]] = set()
@@ -116,6 +119,24 @@ class FakeObserver:
 
     def received_bytes(self, member_id: int, count: int) -> None:
         self.received[member_id] = self.received.get(member_id, 0) + count
+
+    def appends_written(self, member_id: int, size: int, count: int, seconds: float) -> None:
+        self.sent_bytes(member_id, size)
+        self.appends.append(("written", member_id, size, count))
+        self.times_s.append(seconds)
+
+    def appends_sent(self, member_id: int, size: int, count: int) -> None:
+        self.appends.append(("sent", member_id, size, count))
+
+    def append_posted(self, member_id: int, seconds: float) -> None:
+        self.appends.append(("posted", member_id, 0, 1))
+        self.times_s.append(seconds)
+
+    def append_lost(self, member_id: int) -> None:
+        self.appends.append(("lost", member_id, 0, 1))
+
+    def appends_received(self, member_id: int, size: int, count: int) -> None:
+        self.appends.append(("received", member_id, size, count))
 
     def send_failed(self, member_id: int) -> None:
         self.failed_sends += 1

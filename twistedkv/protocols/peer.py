@@ -299,6 +299,8 @@ class PeerLink:
             append = MessageType.APPEND
             self._send_by(appends, [message for message in messages if message.type is append])
             messages = [message for message in messages if message.type is not append]
+        elif others is not None:
+            self._note_appends(messages)
         self._send_by(others, messages)
 
     def _send_by(self, writer: StreamWriter | None, messages: list[Message]) -> None:
@@ -341,9 +343,11 @@ class PeerLink:
         former = self._writers.pop(kind, None)
         if former is not None:
             former.close()
-        sent = partial(self._observer.sent_bytes, self._member_id)
+        observer, member = self._observer, self._member_id
+        sent = partial(observer.appends_written, member) if kind is StreamKind.APPENDS else self._others_written
+        encoder = encoder_of(kind, self._entries)
         writer = StreamWriter(
-            transport, encoder_of(kind, self._entries), self._reactor.seconds(), sent, partial(self._lost, kind)
+            transport, encoder, self._reactor.seconds(), sent, observer.clock_s, partial(self._lost, kind)
         )
         if writer.open:
             self._writers[kind] = writer
@@ -362,6 +366,16 @@ class PeerLink:
             probe = self._prober.ask(partial(get_request, PROBING_PATH))
             probe.addCallbacks(self._probed, _no_answer, callbackArgs=(now_s,))
             probe.addErrback(lambda failure: _log.failure("probing a peer", failure))
+
+    def _others_written(self, size: int, count: int, seconds: float) -> None:
+        self._observer.sent_bytes(self._member_id, size)
+
+    def _note_appends(self, messages: list[Message]) -> None:
+        """Some appends go on the other stream, as long as theirs is not there."""
+        appends = [message for message in messages if message.type is MessageType.APPEND]
+        if appends:
+            size = sum(len(entry.data) for message in appends for entry in message.entries)
+            self._observer.appends_sent(self._member_id, size, len(appends))
 
     def _lost(self, kind: StreamKind) -> None:
         self._writers.pop(kind, None)

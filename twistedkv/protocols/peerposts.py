@@ -21,7 +21,7 @@ from twistedkv.protocols.peerclient import Asker, Dialler, PeerClient, UrlPicker
 from twistedkv.protocols.peerheads import Identity
 from twistedkv.protocols.peerhttp import LAST_CHUNK, ResponseHead, chunk
 from twistedkv.protocols.receiver import PeerObserver, Receiver
-from twistedkv.raft.messages import Message
+from twistedkv.raft.messages import Message, MessageType
 from twistedkv.raft.wire import EntryEncoder, encode_message
 
 IN_FLIGHT: Final = 4  # posts; etcd rafthttp/pipeline.go, connPerPipeline
@@ -86,15 +86,32 @@ class Pipeline:
         while self._queue and len(self._busy) < IN_FLIGHT and not self._stopped:
             asker = self._idle.pop() if self._idle else Asker(self._dialler, self._urls)
             self._busy.add(asker)
-            encoded = encode_message(self._queue.popleft(), self._entries)
+            message = self._queue.popleft()
+            encoded = encode_message(message, self._entries)
             self._observer.sent_bytes(self._remote, len(encoded))
             answer = asker.ask(self._request_of(encoded))
+            if message.type is MessageType.APPEND:
+                self._observer.appends_sent(self._remote, len(encoded), 1)
+                answer.addCallback(self._time_append, self._observer.clock_s())
+                answer.addErrback(self._append_lost)
             answer.addCallbacks(self._answered, self._failed)
             answer.addBoth(self._next, asker)
             answer.addErrback(lambda failure: _log.failure("posting to a peer", failure))
 
     def _request_of(self, encoded: bytes) -> Callable[[Url], bytes]:
         return lambda url: self._identity.post_request(encoded, url)
+
+    def _time_append(self, reply: Reply, began_s: float) -> Reply:
+        if reply.status == 204:
+            self._observer.append_posted(self._remote, self._observer.clock_s() - began_s)
+        else:
+            self._observer.append_lost(self._remote)
+        return reply
+
+    def _append_lost(self, failure: Failure) -> Failure:
+        if not self._stopped:
+            self._observer.append_lost(self._remote)
+        return failure
 
     def _answered(self, reply: Reply) -> None:
         if reply.status == 204:

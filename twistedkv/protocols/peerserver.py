@@ -331,6 +331,8 @@ class PeerConnection(TwistedProtocol):
         if message.type is MessageType.SNAPSHOT:  # its database has a path of its own
             self._close = True
             return error(500, "error processing raft message")
+        if message.type is MessageType.APPEND:
+            site.observer.appends_received(message.sender, len(body), 1)
         site.receiver.received(message)
         return Answer(204, NO_FIELDS, b"")
 

@@ -45,7 +45,8 @@ class StreamWriter:
     Args:
         transport: of the connection, whose head of the response is written already.
         encoder: a fresh one.
-        sent: is told of bytes.
+        sent: is told of each write: bytes, messages, and how many seconds it took to encode and hand over.
+        clock_s: by which that is measured.
         lost: is called once when the connection is gone, unless by :meth:`close`.
     """
 
@@ -54,12 +55,14 @@ class StreamWriter:
         transport: Any,
         encoder: Encoder,
         now_s: float,
-        sent: Callable[[int], None],
+        sent: Callable[[int, int, float], None],
+        clock_s: Callable[[], float],
         lost: Callable[[], None],
     ) -> None:
         self._transport = transport
         self._encoder = encoder
         self._sent = sent
+        self._clock_s = clock_s
         self._lost = lost
         self._waiting: deque[Message] = deque()
         self._blocked = False
@@ -118,16 +121,17 @@ class StreamWriter:
             self._lost()
 
     def _write(self) -> None:
-        waiting, encode = self._waiting, self._encoder.encode
+        waiting, encode, clock_s = self._waiting, self._encoder.encode, self._clock_s
         while waiting and not self._blocked:
+            began_s = clock_s()
             frames = [encode(waiting.popleft())]
             size = len(frames[0])
             while waiting and size < WRITE_BYTES:
                 frames.append(encode(waiting.popleft()))
                 size += len(frames[-1])
             self._wrote = True
-            self._sent(size)
             self._transport.write(b"%x\r\n%b\r\n" % (size, frames[0] if len(frames) == 1 else b"".join(frames)))
+            self._sent(size, len(frames), clock_s() - began_s)
 
 
 class StreamReader:
@@ -166,6 +170,7 @@ class StreamReader:
         self._redial: IDelayedCall | None = None
         self._pause_s = REDIAL_S
         self._heard_s = 0.0
+        self._append_bytes = 0  # that came since the last append was whole
         self._complaint = ""
         self._running = False
 
@@ -218,6 +223,7 @@ class StreamReader:
         if refusal is not None:
             raise ProtocolError(refusal)
         self._decoder = decoder_of(self._kind, self._identity.member_id, self._remote)
+        self._append_bytes = 0
         self._pause_s, self._complaint = REDIAL_S, ""
         _log.info("reading {kind} from {remote:x}", kind=self._kind.value, remote=self._remote)
         self._observer.stream_active(self._remote, self._kind, True)
@@ -230,6 +236,8 @@ class StreamReader:
         self._heard_s = self._dialler.reactor.seconds()
         self._observer.received_bytes(self._remote, len(data))
         own, remote, received = self._identity.member_id, self._remote, self._receiver.received
+        self._append_bytes += len(data)
+        appends = 0
         for message in self._decoder.feed(data):
             kind = message.type
             if (message.sender != remote and kind not in _ON_BEHALF) or kind is MessageType.SNAPSHOT:
@@ -238,7 +246,12 @@ class StreamReader:
                 _log.warn("{remote:x} sent us a message for {to:x}", remote=remote, to=message.to)
                 self._observer.receive_failed(remote)
                 continue
+            appends += kind is MessageType.APPEND
             received(message)
+        if appends:
+            self._observer.appends_received(remote, self._append_bytes, appends)
+        if appends or self._kind is not StreamKind.APPENDS:
+            self._append_bytes = 0
 
     def end(self) -> None:
         """The response is over, which is right for a refusal only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -58,11 +59,28 @@ class Receiver(Protocol):
 class PeerObserver(Protocol):
     """Keeps statistics."""
 
+    clock_s: Callable[[], float]  # monotonic, by which it is measured how long appends take
+
     def sent_bytes(self, member_id: int, count: int) -> None:
         """So many bytes of messages were handed to a connection."""
 
     def received_bytes(self, member_id: int, count: int) -> None:
         """So many bytes of messages came."""
+
+    def appends_written(self, member_id: int, size: int, count: int, seconds: float) -> None:
+        """So many appends went onto their stream in one write, which took so long; :meth:`sent_bytes` is not called."""
+
+    def appends_sent(self, member_id: int, size: int, count: int) -> None:
+        """So many appends go another way, and have so many bytes, which :meth:`sent_bytes` is told of as well."""
+
+    def append_posted(self, member_id: int, seconds: float) -> None:
+        """The answer to a posted append came after so long."""
+
+    def append_lost(self, member_id: int) -> None:
+        """A posted append was not taken."""
+
+    def appends_received(self, member_id: int, size: int, count: int) -> None:
+        """So many appends came; :meth:`received_bytes` is told of their bytes as well."""
 
     def send_failed(self, member_id: int) -> None:
         """A message was dropped."""
@@ -92,8 +110,15 @@ class PeerObserver(Protocol):
 class NoObserver:
     """Keeps none."""
 
+    clock_s: Callable[[], float] = float  # it is always 0
+
     def sent_bytes(self, member_id: int, count: int) -> None: ...
     def received_bytes(self, member_id: int, count: int) -> None: ...
+    def appends_written(self, member_id: int, size: int, count: int, seconds: float) -> None: ...
+    def appends_sent(self, member_id: int, size: int, count: int) -> None: ...
+    def append_posted(self, member_id: int, seconds: float) -> None: ...
+    def append_lost(self, member_id: int) -> None: ...
+    def appends_received(self, member_id: int, size: int, count: int) -> None: ...
     def send_failed(self, member_id: int) -> None: ...
     def receive_failed(self, member_id: int) -> None: ...
     def stream_active(self, member_id: int, kind: StreamKind, active: bool) -> None: ...
