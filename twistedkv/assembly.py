@@ -57,6 +57,7 @@ from twistedkv.protocols.services.reflection import ReflectionService
 from twistedkv.protocols.services.watch import WatchService
 from twistedkv.protocols.tls import ClientContext, ServerContext, TLSConfig
 from twistedkv.protocols.turn import Turn
+from twistedkv.protocols.v2stats import V2Stats
 from twistedkv.publication import Publication
 from twistedkv.raft.config import Config as RaftConfig
 from twistedkv.raft.log import RaftLog
@@ -69,6 +70,8 @@ from twistedkv.storage.backend import Backend, BackendError, Bucket
 from twistedkv.storage.registry import open_backend, without_password
 from twistedkv.storage.wal import WAL, Disk, Recovered, UnsafeDisk
 from twistedkv.storage.worker import StorageWorker
+from twistedkv.v2api import v2_site
+from twistedkv.v2clock import V2Clock
 
 HAND_OVER_TIMEOUTS: Final = 1.0  # election timeouts that a graceful stop gives another member to take over
 _MOST_UNCOMMITTED_BYTES: Final = 64 << 20  # of proposals in a leader's log; more wait until a majority has these
@@ -155,9 +158,7 @@ class AssembledMember:
         state = loaded.described
         loaded.store.record(Bucket.META, META_MEMBER, b"%x" % me)
         loaded.store.record(Bucket.META, META_CLUSTER, b"%x" % cluster)
-        applier = Applier(
-            loaded.store, loaded.lessor, loaded.alarms, loaded.membership, loaded.cluster_version, loaded.downgrade
-        )
+        applier = Applier.of(loaded)
         election_ticks = config.election_timeout_ms // config.heartbeat_interval_ms
         node = RaftNode(
             RaftConfig(
@@ -175,10 +176,11 @@ class AssembledMember:
             state.index,
         )
 
+        peer_metrics = PeerMetrics(me, monotonic)
+
         def connect(receiver: Receiver) -> Peers:
             own_urls = [str(url) for url in config.initial_advertise_peer_urls]
-            statistics = PeerMetrics(me, monotonic)
-            self._metrics.include(statistics)
+            self._metrics.include(peer_metrics)
             self._peers = Peers(
                 reactor,
                 me,
@@ -188,7 +190,7 @@ class AssembledMember:
                 server_tls,
                 client_tls,
                 receiver,
-                statistics,
+                peer_metrics,
                 allows=allows,
             )
             return self._peers
@@ -224,15 +226,18 @@ class AssembledMember:
             for remote, urls in remotes.items():
                 self._peers.set_peer(remote, urls)
             self._peers.listen([str(url) for url in config.listen_peer_urls])
+        statistics = V2Stats(member, config.name, peer_metrics.stats, monotonic, reactor.seconds)
+        self._duties.append(statistics)
+        statistics.start()
         member.start()
         check = CorruptionCheck(member, config.corrupt_check_time_s)
-        for duty in (ClusterVersion(member, SERVER_VERSION), check):
+        for duty in (ClusterVersion(member, SERVER_VERSION), check, V2Clock(member)):
             self._duties.append(duty)
             duty.start()
         await self._become_ready(member)
         if config.initial_corrupt_check:
             await check.check_initially()
-        self._listen(member, reconfiguration)
+        self._listen(member, reconfiguration, statistics)
         _log.info("ready to serve client requests")
 
     async def _become_ready(self, member: Member) -> None:
@@ -256,7 +261,7 @@ class AssembledMember:
             wal, recovered = WAL.open(directory, disk=disk)
         return wal, recovered
 
-    def _listen(self, member: Member, reconfiguration: Reconfiguration) -> None:
+    def _listen(self, member: Member, reconfiguration: Reconfiguration, statistics: V2Stats) -> None:
         config = self._config
         keys_and_leases = [
             *KVService(member, member.applier.executor, config.max_txn_ops).methods(),
@@ -302,7 +307,9 @@ class AssembledMember:
         # Authentication comes with the Auth service; until then no certificate's name means anything.
         gateway = Gateway(table, self._reactor, most_bytes, _log_failure, lambda: False, metrics)
         facts = MemberFacts(member)
-        front = HTTPFront(self._reactor, gateway, Endpoints(facts, metrics.exposition, metrics))
+        endpoints = Endpoints(facts, metrics.exposition, metrics)
+        v2 = v2_site(member, reconfiguration, statistics, self._reactor) if config.enable_v2 else None
+        front = HTTPFront(self._reactor, gateway, endpoints, v2=v2, turn=self._turn)
         clients = ClientPort(self._reactor, grpc, front.http1_protocol, self._turn)
         self._open_port(clients, config.listen_client_urls, "clients")
         if config.listen_metrics_urls:
