@@ -80,7 +80,11 @@ class ClusterOfProcesses:
         """Add a member by etcdctl and prepare its process, which is for the caller to start."""
         made = self._make(kind)
         arguments = ["member", "add", made.name, f"--peer-urls={reached_by(made)}", *(["--learner"] if learner else [])]
-        said = self.ctl(*arguments, members=[each for each in self.members[:-1] if each.running])
+        try:
+            said = self.ctl(*arguments, members=[each for each in self.members[:-1] if each.running])
+        except ServerFailed:
+            self.members.remove(made)
+            raise
         made.initial_cluster = next(
             line.partition("=")[2].strip('"') for line in said.splitlines() if line.startswith("ETCD_INITIAL_CLUSTER=")
         )
