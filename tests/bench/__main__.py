@@ -3,7 +3,8 @@
 Each pass starts one server, fills it, runs every row, and stops it; the passes alternate (etcd, twistedkv, etcd,
 twistedkv), so that a machine that gets slower or faster meanwhile does so for both. Both get the same certificates
 and the same load from the same client process. With ``--members 3`` a server is a cluster, the load goes to its leader,
-and the CPU time is that of all members. The table goes to standard output as Markdown, progress to standard error.
+and the CPU time is that of all members. Both serve the v2 API too; the rows about it come after the others, and have
+keys of their own filled in only then. The table goes to standard output as Markdown, progress to standard error.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -23,10 +25,13 @@ from pathlib import Path
 from tests.bench.load import Job, Result
 from tests.functional.cluster import ClusterOfProcesses
 from tests.functional.processes import MISSING_ETCD, ROOT, EtcdProcess, ServerProcess, TwistedkvProcess
+from tests.functional.shared import V2_OPTIONS
 
 VALUE_BYTES = 256
+V2_KEYS = 10_000  # at most so many are filled in below /v2/keys
 _SERVERS: dict[str, type[ServerProcess]] = {"etcd": EtcdProcess, "twistedkv": TwistedkvProcess}
 _LOAD_TIMEOUT_S = 120
+_OPEN_FILES = 4096  # a thousand long polls are a thousand connections at both ends; often 1,024 are allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +43,9 @@ class Row:
     method: str
     connections: int
     streams: int
-    gateway: bool = False
+    api: str = "grpc"  # see Job
     puts: int = 0  # see Job
+    keys: int | None = None  # what it is about at most; all that are filled in
 
 
 ROWS = (
@@ -47,8 +53,8 @@ ROWS = (
     Row("put-10x20", "Put, 10 connections x 20", "put", 10, 20),
     Row("range-50x1", "Range, 50 connections x 1", "range", 50, 1),
     Row("range-10x20", "Range, 10 connections x 20", "range", 10, 20),
-    Row("gateway-put", "Gateway put, 50 connections x 1", "put", 50, 1, gateway=True),
-    Row("gateway-range", "Gateway range, 50 connections x 1", "range", 50, 1, gateway=True),
+    Row("gateway-put", "Gateway put, 50 connections x 1", "put", 50, 1, api="gateway"),
+    Row("gateway-range", "Gateway range, 50 connections x 1", "range", 50, 1, api="gateway"),
     Row("put-1x1", "Put, one sequential client", "put", 1, 1),
     Row("range-1x1", "Range, one sequential client", "range", 1, 1),
     Row("txn-50x1", "Txn (compare, put), 50 connections x 1", "txn", 50, 1),
@@ -57,7 +63,12 @@ ROWS = (
     Row("keepalive-50", "Lease keepalives, 50 streams", "keepalive", 50, 1),
     Row("fanout-1000", "Watch: one put to 1,000 watchers, events", "fanout", 10, 100, puts=1),
     Row("fanout-100", "Watch: 10 puts at once to 100 watchers, events", "fanout", 10, 10, puts=10),
+    Row("v2-set", "v2 set, 50 connections x 1", "set", 50, 1, api="v2"),
+    Row("v2-get", "v2 get, 50 connections x 1", "get", 50, 1, api="v2"),
+    Row("v2-get-hot", "v2 get of one key, 50 connections x 1", "get", 50, 1, api="v2", keys=1),
+    Row("v2-fanout", "v2 wait: one set to 1,000 long polls, events", "fanout", 1000, 1, api="v2", puts=1),
 )
+_ROW = {row.name: row for row in ROWS}
 
 
 @dataclass(slots=True)
@@ -132,8 +143,9 @@ class Bench:
         with tempfile.TemporaryDirectory() as scratch:
             for turn in range(self._passes):
                 for name in self._names:
-                    kinds = [_SERVERS[name]] * self._members
-                    cluster = ClusterOfProcesses(Path(scratch) / f"{name}-{turn}", kinds, secure=not self._plaintext)
+                    kind = _SERVERS[name]
+                    directory, options = Path(scratch) / f"{name}-{turn}", V2_OPTIONS[kind]
+                    cluster = ClusterOfProcesses(directory, [kind] * self._members, options, secure=not self._plaintext)
                     try:
                         cluster.start()
                         self._one_pass(name, cluster, turn)
@@ -145,11 +157,16 @@ class Bench:
         server = cluster.leader()
         pids = [each.pid for each in cluster.members]
         _say(f"{name}, pass {turn + 1}, pids {pids}: {keys} keys")
-        self._load(server, pids, ROWS[1], keys, 0)
+        self._load(server, pids, _ROW["put-10x20"], keys, 0)
         if turn == 0:
             self.rss_bytes[name] = server.rss_bytes()
+        v2_keys = 0
         for row in self._rows:
-            result = self._load(server, pids, row, keys, self._seconds)
+            if row.api == "v2" and not v2_keys:
+                v2_keys = min(keys, V2_KEYS)
+                self._load(server, pids, _ROW["v2-set"], v2_keys, 0)
+            filled = v2_keys if row.api == "v2" else keys
+            result = self._load(server, pids, row, min(filled, row.keys or filled), self._seconds)
             self.figures[name, row.name].add(result)
             rate = (result.events or len(result.latencies_us)) / result.seconds
             busy = result.client_cpu_s / result.seconds
@@ -162,8 +179,8 @@ class Bench:
             port=server.port,
             server_pids=pids,
             tls=(str(tls.ca), str(tls.client_cert), str(tls.client_key)) if tls else None,
+            api=row.api,
             method=row.method,
-            gateway=row.gateway,
             connections=row.connections,
             streams=row.streams,
             keys=keys,
@@ -216,7 +233,8 @@ def describe(bench: Bench, names: Sequence[str], keys: int, plaintext: bool, mem
             f"Twisted {_version('twisted')}; {os.cpu_count()} cores, {memory:.0f} GiB, Linux {platform.release()}; "
             f"{members} member{'s' if members > 1 else ''} of each, "
             f"{'plaintext' if plaintext else 'mutual TLS'}, values of {VALUE_BYTES} bytes, "
-            "linearizable reads, every Put synced to disk. What is counted is requests, with watches events. "
+            "linearizable reads (v2 gets without quorum, as is their default), every write synced to disk. "
+            "What is counted is requests, with watches and long polls events. "
             "A ratio is the second server's figure over the first's.",
             f"Resident memory after {keys:,} keys of {VALUE_BYTES} bytes: {sizes}. "
             f"The load generator took up to {max(busy, default=0):.0%} of one core.",
@@ -242,12 +260,21 @@ def main(arguments: list[str]) -> int:
     if "etcd" in servers and MISSING_ETCD:
         parser.error(MISSING_ETCD)
     rows = [row for row in ROWS if row.name in wanted]
+    _allow_open_files()
     members = chosen.members
     bench = Bench(rows, servers, chosen.seconds, chosen.passes, chosen.keys, chosen.plaintext, members)
     bench.run()
     description = describe(bench, servers, chosen.keys, chosen.plaintext, members)
     sys.stdout.write(f"{table(bench, rows, servers)}\n\n{description}\n")
     return 0
+
+
+def _allow_open_files() -> None:
+    """Raise what this process and those that it starts may open, as far as that is permitted."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < _OPEN_FILES:
+        most = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _version(package: str) -> str:

@@ -105,9 +105,9 @@ class HttpLoad:
         """Bytes came; the bytes to send in return."""
         self._buffer += data
         head, blank, body = self._buffer.partition(b"\r\n\r\n")
-        if not blank or not _is_whole(head, body):
+        if not blank or not is_whole(head, body):
             return b""
-        if not head.startswith(b"HTTP/1.1 200 ") or len(body) < self._least_bytes:
+        if not is_success(head) or len(body) < self._least_bytes:
             raise LoadError(self._buffer[:500].decode(errors="replace"))
         self._buffer = b""
         self._done(perf_counter() - self._started)
@@ -123,7 +123,12 @@ class HttpLoad:
         return message
 
 
-def _is_whole(head: bytes, body: bytes) -> bool:
+def is_success(head: bytes) -> bool:
+    """Whether a response says that all went well: OK, or of the v2 API that the key is new."""
+    return head.startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 201 "))
+
+
+def is_whole(head: bytes, body: bytes) -> bool:
     """Whether this is one whole response; there is never more than one, for none is asked for."""
     _, found, length = head.lower().partition(b"\r\ncontent-length:")
     if found:

@@ -13,14 +13,15 @@ import json
 import ssl
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from random import Random
 
 from google.protobuf.message import Message
 
 from tests.bench.connections import GrpcLoad, HttpLoad, Loop
-from tests.bench.streaming import FanOut, KeepAliveLoad
+from tests.bench.longpolls import PollLoad, SetLoad, get_request, set_request, text_of
+from tests.bench.streaming import FanOut, KeepAliveLoad, PutLoad, WatchLoad
 from tests.functional.processes import cpu_seconds_of
 from twistedkv.pb import rpc_pb2 as pb
 
@@ -44,14 +45,19 @@ class Job:
     port: int
     server_pids: list[int]  # of all members, whose CPU time is counted together
     tls: tuple[str, str, str] | None  # CA, client certificate, client key
-    method: str  # put | range | scan | txn | keepalive | fanout
-    gateway: bool
+    api: str  # grpc | gateway | v2
+    method: str  # put | range | scan | txn | keepalive | fanout; of the gateway put | range; of v2 set | get | fanout
     connections: int
-    streams: int  # in flight on each connection; of fanout: watches on its one stream
+    streams: int  # in flight on each connection, over HTTP/1.1 always 1; of fanout: watches on its one stream
     keys: int
     value_bytes: int
     seconds: float  # measured, after the warm-up; 0: put every key once and stop
     puts: int = 0  # of fanout: at most so many that are not yet with every watcher
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +80,14 @@ def requests(job: Job, dice: Random) -> list[bytes]:
     """Serialised requests in the order in which they are sent."""
     most = max(1, job.keys - SCANNED_KEYS) if job.method == "scan" else job.keys
     numbers = [dice.randrange(most) for _ in range(_DISTINCT)] if job.seconds else range(job.keys)
-    made = []
-    for number in numbers:
-        key, value = key_of(number), dice.randbytes(job.value_bytes)
-        if not job.gateway:
-            made.append(message(job.method, number, value).SerializeToString())
-            continue
-        fields = {"key": base64.b64encode(key).decode()}
-        if job.method == "put":
-            fields["value"] = base64.b64encode(value).decode()
-        body = json.dumps(fields).encode()
-        head = (
-            f"POST /v3/kv/{job.method} HTTP/1.1\r\nHost: {job.host}:{job.port}\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        made.append(head.encode() + body)
-    return made
+    match job.api:
+        case "v2" if job.method == "set":
+            return [set_request(job.address, key_of(each), text_of(dice, job.value_bytes)) for each in numbers]
+        case "v2":
+            return [get_request(job.address, key_of(each)) for each in numbers]
+        case "gateway":
+            return [_gateway_request(job, key_of(each), dice.randbytes(job.value_bytes)) for each in numbers]
+    return [message(job.method, each, dice.randbytes(job.value_bytes)).SerializeToString() for each in numbers]
 
 
 def message(method: str, number: int, value: bytes) -> Message:
@@ -107,6 +106,15 @@ def message(method: str, number: int, value: bytes) -> Message:
     return pb.RangeRequest(key=key)
 
 
+def _gateway_request(job: Job, key: bytes, value: bytes) -> bytes:
+    fields = {"key": base64.b64encode(key).decode()}
+    if job.method == "put":
+        fields["value"] = base64.b64encode(value).decode()
+    body = json.dumps(fields).encode()
+    head = f"POST /v3/kv/{job.method} HTTP/1.1\r\nHost: {job.address}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
 def run(job: Job) -> Result:
     """Do the job."""
     latencies: list[float] = []
@@ -118,8 +126,7 @@ def run(job: Job) -> Result:
             for number in range(job.connections):
                 loop.add(KeepAliveLoad(number + 1, job.streams, latencies.append))
         case "fanout":
-            fan_out = FanOut(loop, key_of(0), job.value_bytes, job.puts, latencies.append)
-            fan_out.start(job.connections, job.streams)
+            fan_out = _start_fan_out(job, loop, latencies.append)
         case _:
             _add_requests(job, loop, latencies)
     if job.seconds:
@@ -154,7 +161,7 @@ def _context(job: Job) -> ssl.SSLContext | None:
     ca, certificate, key = job.tls
     context = ssl.create_default_context(cafile=ca)
     context.load_cert_chain(certificate, key)
-    context.set_alpn_protocols(["http/1.1" if job.gateway else "h2"])
+    context.set_alpn_protocols(["h2" if job.api == "grpc" else "http/1.1"])
     return context
 
 
@@ -162,15 +169,29 @@ def _add_requests(job: Job, loop: Loop, latencies: list[float]) -> None:
     """Connections with unary requests."""
     messages = requests(job, Random(job.keys))
     source: Iterator[bytes] = itertools.cycle(messages) if job.seconds else iter(messages)
-    path = _PATHS[job.method]
     # Every key that is asked for is there, so that an answer holds at least a value, over the gateway in base64.
-    values = {"range": 1, "scan": min(SCANNED_KEYS, job.keys)}.get(job.method, 0)
-    least_bytes = max(1, values * (job.value_bytes * 4 // 3 if job.gateway else job.value_bytes))
+    values = {"range": 1, "get": 1, "set": 1, "scan": min(SCANNED_KEYS, job.keys)}.get(job.method, 0)
+    least_bytes = max(1, values * (job.value_bytes * 4 // 3 if job.api == "gateway" else job.value_bytes))
     for _ in range(job.connections):
-        if job.gateway:
-            loop.add(HttpLoad(source, least_bytes, latencies.append))
+        if job.api == "grpc":
+            loop.add(GrpcLoad(_PATHS[job.method], source, least_bytes, job.streams, latencies.append))
         else:
-            loop.add(GrpcLoad(path, source, least_bytes, job.streams, latencies.append))
+            loop.add(HttpLoad(source, least_bytes, latencies.append))
+
+
+def _start_fan_out(job: Job, loop: Loop, done: Callable[[float], None]) -> FanOut:
+    """One writer and all its watchers, over gRPC or as long polls."""
+    key = key_of(0)
+    if job.api == "v2":
+        value = text_of(Random(job.keys), job.value_bytes)
+        fan_out = FanOut(loop, SetLoad(set_request(job.address, key, value)), job.puts, done)
+        polls = [PollLoad(job.address, key, job.value_bytes, fan_out.got) for _ in range(job.connections)]
+        fan_out.start(polls, job.connections)
+    else:
+        fan_out = FanOut(loop, PutLoad(key, bytes(job.value_bytes)), job.puts, done)
+        watches = [WatchLoad(key, job.streams, fan_out.got) for _ in range(job.connections)]
+        fan_out.start(watches, job.connections * job.streams)
+    return fan_out
 
 
 def _turn_until(loop: Loop, deadline: float) -> None:

@@ -1,12 +1,16 @@
-"""Loads on streams: leases that are kept alive, and one writer with many watchers."""
+"""Loads on streams: leases that are kept alive, and one writer with many watchers.
+
+:class:`FanOut` is for the long polls of the v2 API as well (``longpolls.py``).
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
+from typing import Protocol
 
-from tests.bench.connections import LoadError, Loop
+from tests.bench.connections import Load, LoadError, Loop
 from twistedkv.errors import Code
 from twistedkv.pb import rpc_pb2 as pb
 from twistedkv.protocols.grpcclient import ClientStream, GrpcClientConnection
@@ -145,32 +149,44 @@ class PutLoad:
         self.in_flight -= 1
 
 
+class Writer(Load, Protocol):
+    """Writes one key: :class:`PutLoad`, or a ``SetLoad`` of the v2 API."""
+
+    def put(self) -> bytes:
+        """The bytes to send for one write more."""
+
+
+class Watching(Load, Protocol):
+    """Watches of one key over one connection: :class:`WatchLoad`, or a ``PollLoad`` of the v2 API."""
+
+    @property
+    def created(self) -> int:
+        """How many of them the server has made."""
+
+
 class FanOut:
     """One writer and many watchers of its key: as soon as all watchers have a put, the next one goes out.
 
     Args:
         loop: runs the connections.
-        key: what is written and watched.
-        value_bytes: of each put.
+        writer: of the key.
         puts: at most so many are not yet with every watcher.
         done: called with the seconds from each put to its last event.
     """
 
-    def __init__(self, loop: Loop, key: bytes, value_bytes: int, puts: int, done: Callable[[float], None]) -> None:
+    def __init__(self, loop: Loop, writer: Writer, puts: int, done: Callable[[float], None]) -> None:
         self.events = 0  # delivered
         self._loop = loop
-        self._key = key
         self._most = puts
         self._done = done
-        self._writer = PutLoad(key, bytes(value_bytes))
+        self._writer = writer
         self._watchers = 0
         self._complete = 0  # puts that everybody has
         self._sent: deque[float] = deque()  # when each put went out that not everybody has
 
-    def start(self, connections: int, watches: int) -> None:
-        """Have all watches made, and send the first puts."""
-        self._watchers = connections * watches
-        loads = [WatchLoad(self._key, watches, self._got) for _ in range(connections)]
+    def start(self, loads: Sequence[Watching], watchers: int) -> None:
+        """Have all watches made, ``watchers`` in number, and send the first puts. The loads call :meth:`got`."""
+        self._watchers = watchers
         for load in loads:
             self._loop.add(load)
         while sum(load.created for load in loads) < self._watchers:
@@ -178,12 +194,8 @@ class FanOut:
         self._loop.add(self._writer)
         self._put()
 
-    def _put(self) -> None:
-        while len(self._sent) < self._most:
-            self._sent.append(perf_counter())
-            self._loop.send(self._writer, self._writer.put())
-
-    def _got(self, events: int) -> None:
+    def got(self, events: int) -> None:
+        """So many events came to some watcher."""
         self.events += events
         complete = self.events // self._watchers
         if complete > self._complete:
@@ -192,6 +204,11 @@ class FanOut:
                 self._done(now - self._sent.popleft())
             self._complete = complete
             self._put()
+
+    def _put(self) -> None:
+        while len(self._sent) < self._most:
+            self._sent.append(perf_counter())
+            self._loop.send(self._writer, self._writer.put())
 
 
 def _on_end(code: int, text: str) -> None:
