@@ -11,6 +11,7 @@ from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.protocols.httpfakes import PEER, Wire, parse, request
+from twistedkv.protocols.answers import NO_FIELDS, Answer
 from twistedkv.protocols.goform import FORM_TYPE, MAX_BODY_BYTES
 from twistedkv.protocols.http1 import CHECK_INTERVAL_S, IDLE_TIMEOUT_S, MAX_WAITING_BYTES
 from twistedkv.protocols.http1routes import MAX_DRAINED_BYTES
@@ -103,6 +104,12 @@ class FastWayTests(SynchronousTestCase):
         self.assertEqual((head, rest, set(fields) & {"content-length", "transfer-encoding"}), (200, b"", set()))
         self.assertEqual(parse(wire.send(request("/v2/keys/foo", b"x=1", "HEAD")))[0], 400)
         self.assertTrue(wire.transport.disconnecting)
+
+    def test_an_answer_without_content_has_no_length(self) -> None:
+        """RFC 9110 §8.6: a 204 says nothing of how long its body is."""
+        encoded = Wire().front.encode(Answer(204, NO_FIELDS, b""), False)
+        self.assertTrue(encoded.startswith(b"HTTP/1.1 204 No Content\r\n"))
+        self.assertNotIn(b"Content-Length", encoded)
 
     def test_long_answers_are_one_chunk(self) -> None:
         """As Go sends what is longer than its buffer."""

@@ -11,6 +11,7 @@ A connection that waits, as that of a long poll of the v2 API does, costs nothin
 from __future__ import annotations
 
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -110,7 +111,9 @@ class HTTPFront:
     def encode(self, answer: Answer, close: bool, has_body: bool = True) -> bytes:
         """The bytes of an answer, or but for its body of one to a HEAD."""
         status, fields, body, measured = answer
-        if measured:
+        if status == HTTPStatus.NO_CONTENT:
+            framing = b""  # RFC 9110 §8.6
+        elif measured:
             framing = b"Content-Length: %d\r\n" % len(body)
         elif has_body:
             framing = _CHUNKED

@@ -13,6 +13,7 @@ import posixpath
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qs, quote
 
@@ -304,7 +305,7 @@ class WebOutlet:
         self._over = True
         self._set_fields(answer.fields)
         self._request.setResponseCode(answer.status)
-        if answer.measured:
+        if answer.measured and answer.status != HTTPStatus.NO_CONTENT:
             self._request.setHeader(b"Content-Length", b"%d" % len(answer.body))
         self._request.write(answer.body)
         self._request.finish()
