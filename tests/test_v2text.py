@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.v2trees import START_NS, change_tree, content, new_store, text_of, told
+from twistedkv.gojson import timestamp
 from twistedkv.members import MemberInfo, Membership
 from twistedkv.storage.directory import Directory
-from twistedkv.v2text import _ns, _time, decode, encode
+from twistedkv.v2text import _ns, decode, encode
 
 A = MemberInfo(0xBDAE9BBC11DD390D, ("http://127.0.0.1:2380",), "m1", ("http://127.0.0.1:2379",))
 LEARNER = MemberInfo(0x1C, ("http://192.0.2.1:2380", "http://192.0.2.2:2380"), is_learner=True)
@@ -218,7 +219,7 @@ class RoundTripTests(SynchronousTestCase):
     @settings(max_examples=100)
     def test_times(self, ns: int) -> None:
         """Any moment that a request can name is read back to the nanosecond."""
-        self.assertEqual(_ns(_time(ns)), ns)
+        self.assertEqual(_ns(timestamp(ns)), ns)
 
 
 def edited(**fields: Any) -> bytes:

@@ -19,7 +19,7 @@ from twistedkv.v2errors import V2Error
 from twistedkv.v2events import Event
 from twistedkv.v2watch import History, V2Hub, Watcher
 
-EXAMPLES = int(os.environ.get("TWISTEDKV_V2_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("TWISTEDKV_V2_EXAMPLES", "30"))
 CAPACITY = 12
 
 PATHS = ["/1/a", "/1/a/b", "/1/ab", "/1/a/_h", "/1/a/_h/b", "/1/_h", "/1/a/b/ab", "/1/_h/a", "/_h"]

@@ -4,14 +4,18 @@ Go escapes ``<``, ``>`` and ``&`` as well as what has to be escaped, knows no ``
 else as it is. Text here may hold surrogates, which stand for bytes that are no UTF-8 (PEP 383): those are escaped, so
 that whoever knows of them reads the same bytes again, and Go reads U+FFFD, which it would have written for them itself.
 
-Source: Go 1.16 ``encoding/json/encode.go``; RFC 8259 §7.
+Source: Go 1.16 ``encoding/json/encode.go``, ``time/format.go`` (RFC3339Nano); RFC 8259 §7.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+
+_NS: Final = 1_000_000_000  # in a second
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _SPECIAL: Final = re.compile('[\x00-\x1f"\\\\<>&\u2028\u2029\ud800-\udfff]')
 _SHORT: Final = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -27,6 +31,13 @@ def quoted(text: str) -> str:
 def _escaped(match: re.Match[str]) -> str:
     character = match[0]
     return _SHORT.get(character) or f"\\u{ord(character):04x}"
+
+
+def timestamp(since_1970_ns: int) -> str:
+    """A moment as RFC 3339 has it, in UTC, with as many digits of its nanoseconds as are needed."""
+    seconds, ns = divmod(since_1970_ns, _NS)
+    moment = (_EPOCH + timedelta(seconds=seconds)).isoformat()[:19]
+    return f"{moment}.{ns:09d}".rstrip("0") + "Z" if ns else moment + "Z"
 
 
 def loads(text: str) -> Any:

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Final, NamedTuple
 
 from twistedkv.clusternodes import ClusterFacts, facts
-from twistedkv.gojson import loads, quoted
+from twistedkv.gojson import loads, quoted, timestamp
 from twistedkv.storage.directory import Directory
 from twistedkv.v2events import PERMANENT, Action, Event, NodeView
 from twistedkv.v2watch import CAPACITY, History, V2Hub
@@ -32,7 +32,6 @@ _NO_END: Final = "0001-01-01T00:00:00Z"
 _FORMAT: Final = 2  # v2store/store.go, defaultVersion
 _SECOND_NS: Final = 1_000_000_000
 _DAY_S: Final = 86_400
-_DAY_0: Final = date(1970, 1, 1).toordinal()
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|([+-])(\d\d):(\d\d))", re.ASCII)
 _MAX_INDEX: Final = (1 << 64) - 1
@@ -117,7 +116,7 @@ def _tree(directory: Directory) -> Iterator[str]:
                 yield "}}"
                 separator = ","
             yield f"{separator}{quoted(path[slash + 1 :])}:"
-        end = _time(node.expires_ns) if node.expires_ns else _NO_END
+        end = timestamp(node.expires_ns) if node.expires_ns else _NO_END
         indexes = f'"CreatedIndex":{node.created},"ModifiedIndex":{node.modified}'
         head = f'{{"Path":{quoted(path)},{indexes},"ExpireTime":"{end}"'
         if node.children is None:
@@ -144,7 +143,7 @@ def _view(node: NodeView, now_ns: int) -> str:
     if node.is_dir:
         fields.append('"dir":true')
     if node.expires_ns:
-        fields.append(f'"expiration":"{_time(node.expires_ns)}"')
+        fields.append(f'"expiration":"{timestamp(node.expires_ns)}"')
         ttl_s = -((now_ns - node.expires_ns) // _SECOND_NS) if now_ns else 0
         if ttl_s:
             fields.append(f'"ttl":{ttl_s}')
@@ -152,15 +151,6 @@ def _view(node: NodeView, now_ns: int) -> str:
         if index:
             fields.append(f'"{name}":{index}')
     return f"{{{','.join(fields)}}}"
-
-
-def _time(ns: int) -> str:
-    """A moment as RFC3339Nano in UTC."""
-    seconds, ns = divmod(ns, _SECOND_NS)
-    days, seconds = divmod(seconds, _DAY_S)
-    fraction = f".{ns:09d}".rstrip("0") if ns else ""
-    day = date.fromordinal(_DAY_0 + days).isoformat()
-    return f"{day}T{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{fraction}Z"
 
 
 # --- reading -----------------------------------------------------------------------------------------

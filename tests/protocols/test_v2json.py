@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedkv.protocols.v2json import error_json, event_json, json_text, timestamp, without_value
+from twistedkv.gojson import timestamp
+from twistedkv.protocols.v2json import error_json, event_json, json_text, without_value
 from twistedkv.v2errors import V2Code, V2Error
 from twistedkv.v2events import Action, Event, NodeView
 

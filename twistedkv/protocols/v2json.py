@@ -7,23 +7,22 @@ second is left. Keys are shown without the ``/1`` that they have in the store. B
 Nothing here recurses: a listing may be as deep as paths are long.
 
 Sources: etcd 3.5 ``server/etcdserver/api/v2store/{event,node_extern,node}.go``, ``v2error/error.go``; Go's
-``encoding/json/encode.go`` and ``time/format.go``.
+``encoding/json/encode.go``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from twistedkv.gojson import timestamp
 from twistedkv.v2errors import MESSAGES, V2Error
 from twistedkv.v2events import Action, Event, NodeView
 
 KEYS_PREFIX: Final = "/1"  # of the paths of clients' keys in the store
 
 _NS: Final = 1_000_000_000  # in a second
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NEEDS_ESCAPE: Final = re.compile('[\x00-\x1f"\\\\<>&\u2028\u2029\ud800-\udfff]').search
 _ESCAPES: Final = {
     **{code: f"\\u{code:04x}" for code in (*range(0x20), *map(ord, "<>&\u2028\u2029"))},
@@ -127,10 +126,3 @@ def _end(expires_ns: int, now_ns: int) -> str:
     ttl_s = -((now_ns - expires_ns) // _NS)
     shown = f',"ttl":{ttl_s}' if ttl_s else ""
     return f',"expiration":"{timestamp(expires_ns)}"{shown}'
-
-
-def timestamp(since_1970_ns: int) -> str:
-    """A moment as RFC 3339 has it, in UTC, with as many digits of its nanoseconds as are needed."""
-    seconds, ns = divmod(since_1970_ns, _NS)
-    moment = (_EPOCH + timedelta(seconds=seconds)).isoformat()[:19]
-    return f"{moment}.{ns:09d}".rstrip("0") + "Z" if ns else moment + "Z"
