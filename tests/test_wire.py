@@ -24,6 +24,7 @@ from twistedkv.wire import (
     revision_header,
     txn_body,
     varint,
+    varint_of_id,
 )
 
 u64 = st.integers(0, (1 << 64) - 1)
@@ -50,6 +51,8 @@ class VarintTests(SynchronousTestCase):
     def test_any_number(self, number: int) -> None:
         """Every 64-bit number is encoded as protobuf does it."""
         self.assertEqual(b"\x18" + varint(number), ResponseHeader(revision=number).SerializeToString())
+        unsigned = number % (1 << 64)
+        self.assertEqual(varint_of_id(unsigned), varint(unsigned))
 
     @given(st.binary(max_size=300))
     def test_prefixed(self, body: bytes) -> None:

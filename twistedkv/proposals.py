@@ -37,7 +37,7 @@ from twistedkv.raft.messages import ProposalDropped, Role
 from twistedkv.raft.node import RaftNode
 from twistedkv.v2request import encode_entry
 from twistedkv.waiting import Outcome, V2Waiter, Waiter, WaitingRoom
-from twistedkv.wire import prefixed, varint
+from twistedkv.wire import prefixed, varint, varint_of_id
 
 MOST_BYTES: Final = 64 << 20  # that may wait for Raft before new ones are refused
 V2_MOST_BYTES: Final = 12 << 20  # of a request for v2 keys: Go takes forms of 10 MiB, and etcd does not look again
@@ -116,7 +116,7 @@ class Proposals:
         """
         request_id = self._admit(waiter, leading)
         if request_id:
-            header = prefixed(_HEADER_TAG, b"\x08" + varint(request_id))
+            header = prefixed(_HEADER_TAG, b"\x08" + varint_of_id(request_id))
             self._take(request_id, body + header, self._limit_bytes, waiter, leading)
 
     def add_v2(self, fields: bytes, waiter: V2Waiter | Waiter, *, leading: bool = False) -> None:

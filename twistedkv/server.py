@@ -448,9 +448,7 @@ class Member:
         """Whether there is room for one more request; ``waiter`` is told if there is none."""
         if self._stopped:
             waiter.fail(StoppedError())
-        elif (
-            len(self._applying) > _MOST_UNAPPLIED_ENTRIES or self._node.commit - self.applied > _MOST_UNAPPLIED_ENTRIES
-        ):
+        elif max(len(self._applying), self._node.commit - self._applying.index) > _MOST_UNAPPLIED_ENTRIES:
             waiter.fail(TooManyRequestsError())
         elif self._writer.full:
             waiter.fail(NoSpaceError())

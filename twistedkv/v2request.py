@@ -22,7 +22,7 @@ from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest, RequestHeader
 from twistedkv.storage.directory import Directory
 from twistedkv.v2errors import V2Code, V2Error
 from twistedkv.v2events import Event
-from twistedkv.wire import varint
+from twistedkv.wire import varint_of_id
 
 _ID_TAG: Final = 0x08  # field 1, varint
 # etcd's pattern has no anchors, so that a client's key that ends this way ends an etcd member.
@@ -32,7 +32,7 @@ _VERSION_PATH: Final = b"/0/version"
 
 def encode_entry(request_id: int, fields: bytes) -> bytes:
     """The entry for an encoded ``Request`` that has no id yet."""
-    return b"\x08" + varint(request_id) + fields
+    return b"\x08" + varint_of_id(request_id) + fields
 
 
 def decode_entry(data: bytes) -> InternalRaftRequest | Request:

@@ -6,6 +6,8 @@ varints, ``field << 3 | wire type`` tags).
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 _U64 = (1 << 64) - 1
 _SHORT_BYTES = 1024  # fields up to this length have their beginnings made beforehand: most key-value pairs
 
@@ -26,6 +28,13 @@ def _encode(number: int) -> bytes:
     return bytes(encoded)
 
 
+def varint_of_id(number: int) -> bytes:
+    """As :func:`varint`, for unsigned numbers that come one after the other: all but the last seven bits are known."""
+    return _LOW[number & 0x7F] + _high(number >> 7) if number > 0x7F else varint(number)
+
+
+_high = lru_cache(maxsize=64)(_encode)
+_LOW = tuple(bytes((number | 0x80,)) for number in range(0x80))
 _SHORT = tuple(map(_encode, range(_SHORT_BYTES)))
 _PAIR_HEADS = tuple(b"\x12" + length for length in _SHORT)  # field 2 of a RangeResponse, by the pair's length
 

@@ -182,7 +182,8 @@ class Wire:
         return protocol
 
     def taken(self) -> bytes:
-        """What the server has sent since the last time."""
+        """What the server has sent since the last time, to the end of this turn."""
+        self.clock.advance(0)
         sent: bytes = self.transport.value()
         self.transport.clear()
         return sent

@@ -93,6 +93,7 @@ class FastWayTests(SynchronousTestCase):
         wire.send(PUT * (MAX_WAITING_BYTES // len(PUT) + 1))
         self.assertEqual(wire.transport.producerState, "paused")
         wire.member.calls[0].reply(b"")
+        wire.clock.advance(0)
         self.assertEqual(wire.transport.producerState, "producing")
 
     def test_a_client_that_does_not_read_is_not_served(self) -> None:

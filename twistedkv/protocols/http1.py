@@ -262,9 +262,7 @@ class HTTP1Connection(Protocol):
         if not self._busy:
             return  # the client is gone
         self._answered()
-        self._out.append(self._front.encode(answer, self._close, self._has_body))
-        if not self._serving:
-            self.flush()
+        self._send(self._front.encode(answer, self._close, self._has_body))
 
     def begin(self, fields: Fields) -> None:
         if self._busy:

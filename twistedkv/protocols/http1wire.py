@@ -47,8 +47,8 @@ class RequestHead(NamedTuple):
     plain: bool  # false: chunked, a protocol switch, HTTP/1.0 ... it is for twisted.web
 
 
-class _Fields(NamedTuple):
-    """Header fields, and what some of them say."""
+class HeaderFields(NamedTuple):
+    """The fields of a head, and what some of them say."""
 
     fields: tuple[tuple[str, str], ...]
     hosts: int
@@ -68,7 +68,7 @@ def parse_head(block: bytes) -> RequestHead:
     request = _REQUEST_LINE.fullmatch(line.decode("latin-1"))
     if request is None:
         raise Refusal(400, "400 Bad Request")
-    read = _known_fields(rest) if len(rest) <= MAX_REMEMBERED_BYTES else _parse_fields(rest)
+    read = fields_of(rest)
     plain = read.plain and request[3] == "1"
     if read.hosts != 1 and (plain or read.hosts):
         many = "too many Host headers" if read.hosts else "missing required Host header"
@@ -78,7 +78,16 @@ def parse_head(block: bytes) -> RequestHead:
     return RequestHead(request[1], request[2], read.fields, read.length, read.close, read.expects, plain)
 
 
-def _parse_fields(block: bytes) -> _Fields:
+def fields_of(block: bytes) -> HeaderFields:
+    """The header fields that are all of ``block``, which are looked up if they came before.
+
+    Raises:
+        Refusal: they are malformed or ambiguous.
+    """
+    return _known_fields(block) if len(block) <= MAX_REMEMBERED_BYTES else _parse_fields(block)
+
+
+def _parse_fields(block: bytes) -> HeaderFields:
     """The header fields that are all of ``block``.
 
     Raises:
@@ -116,7 +125,7 @@ def _parse_fields(block: bytes) -> _Fields:
         raise Refusal(400, "400 Bad Request")
     if codings and codings != ["chunked"]:
         raise Refusal(501, "Unsupported transfer encoding")
-    return _Fields(tuple(fields), hosts, int(lengths[0]) if lengths else 0, close, expects, plain)
+    return HeaderFields(tuple(fields), hosts, int(lengths[0]) if lengths else 0, close, expects, plain)
 
 
 _known_fields = lru_cache(maxsize=256)(_parse_fields)  # a client sends the same ones with every request

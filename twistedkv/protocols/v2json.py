@@ -12,18 +12,16 @@ Sources: etcd 3.5 ``server/etcdserver/api/v2store/{event,node_extern,node}.go``,
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Final
 
-from twistedkv.gojson import timestamp
+from twistedkv.gojson import is_plain, timestamp
 from twistedkv.v2errors import MESSAGES, V2Error
 from twistedkv.v2events import Action, Event, NodeView
 
 KEYS_PREFIX: Final = "/1"  # of the paths of clients' keys in the store
 
 _NS: Final = 1_000_000_000  # in a second
-_NEEDS_ESCAPE: Final = re.compile('[\x00-\x1f"\\\\<>&\u2028\u2029\ud800-\udfff]').search
 _ESCAPES: Final = {
     **{code: f"\\u{code:04x}" for code in (*range(0x20), *map(ord, "<>&\u2028\u2029"))},
     **dict.fromkeys(range(0xD800, 0xE000), "\\ufffd"),
@@ -34,7 +32,7 @@ _WITHOUT_VALUE: Final = {action: f'{{"action":"{action}"}}\n'.encode("ascii") fo
 
 def json_text(text: str) -> str:
     """``text`` as a JSON string."""
-    return f'"{text.translate(_ESCAPES)}"' if _NEEDS_ESCAPE(text) else f'"{text}"'
+    return f'"{text}"' if is_plain(text) else f'"{text.translate(_ESCAPES)}"'
 
 
 def event_json(event: Event, now_ns: int) -> bytes:
@@ -43,16 +41,15 @@ def event_json(event: Event, now_ns: int) -> bytes:
     Args:
         now_ns: since 1970; the times to live are counted from it.
     """
-    action = event.action
-    node = event.node
-    shown = _file(node, now_ns) if node.value is not None else _other(node, now_ns)
-    previous = event.previous
+    node, previous = event.node, event.previous
+    key = json_text(node.key[2:])
+    shown = _other(node, now_ns) if node.value is None else _file(node, key, now_ns)
     if previous is None:
-        return f'{{"action":"{action}","node":{shown}}}\n'.encode()
-    if action is Action.EXPIRE:
+        return f'{{"action":"{event.action}","node":{shown}}}\n'.encode()
+    if event.action is Action.EXPIRE:
         now_ns = previous.expires_ns  # when etcd makes the event; it may be looked at much later
-    before = _file(previous, now_ns) if previous.value is not None else _other(previous, now_ns)
-    return f'{{"action":"{action}","node":{shown},"prevNode":{before}}}\n'.encode()
+    before = _other(previous, now_ns) if previous.value is None else _file(previous, key, now_ns)
+    return f'{{"action":"{event.action}","node":{shown},"prevNode":{before}}}\n'.encode()
 
 
 def without_value(action: Action) -> bytes:
@@ -68,11 +65,11 @@ def error_json(error: V2Error) -> bytes:
     return f'{{"errorCode":{error.code.value},"message":{message}{shown},"index":{error.index}}}\n'.encode()
 
 
-def _file(view: NodeView, now_ns: int) -> str:
-    """A file that has a value."""
+def _file(view: NodeView, key: str, now_ns: int) -> str:
+    """A file that has a value; ``key`` is its own, as a JSON string."""
     end = _end(view.expires_ns, now_ns) if view.expires_ns else ""
     return (
-        f'{{"key":{json_text(view.key[2:])},"value":{json_text(view.value or "")}{end},'
+        f'{{"key":{key},"value":{json_text(view.value or "")}{end},'
         f'"modifiedIndex":{view.modified},"createdIndex":{view.created}}}'
     )
 
@@ -91,7 +88,7 @@ def _other(view: NodeView, now_ns: int) -> str:
             comma = ","
             continue
         if inside.value is not None:
-            pieces.append(comma + _file(inside, now_ns))
+            pieces.append(comma + _file(inside, json_text(inside.key[2:]), now_ns))
             comma = ","
             continue
         pieces.append(comma + _head(inside, now_ns))

@@ -258,7 +258,10 @@ class AskedForKeys:
             return
         try:
             if method in BODY_METHODS:
-                self.takes_body = is_form(next((value for name, value in fields if name == "content-type"), ""))
+                for name, value in fields:
+                    if name == "content-type":
+                        self.takes_body = is_form(value)
+                        break
             if query:
                 self._read_query(query)
             if not self.takes_body:

@@ -46,14 +46,14 @@ class V2Site:
         access: V2Access | None = None,
         others: Mapping[str, V2Endpoint] = MappingProxyType({}),
     ) -> None:
-        self._keys = KeysEndpoint(member, access or OpenAccess())
+        self.keys = KeysEndpoint(member, access or OpenAccess())
         self._others = others
-        self.too_long: Answer = self._keys.too_long  # to a body of more than MAX_BODY_BYTES
+        self.too_long: Answer = self.keys.too_long  # to a body of more than MAX_BODY_BYTES
 
     def find(self, method: str, path: str, query: str, fields: tuple[tuple[str, str], ...]) -> Found:
         """Who answers a request with this head, and all others with the same head."""
         if path.startswith("/v2/keys/") or path == "/v2/keys":
-            asked = self._keys.asked(method, path, query, fields)
+            asked = self.keys.asked(method, path, query, fields)
             return Found(asked, asked.takes_body)
         match = _PATH.fullmatch(path)
         name = match.lastgroup if match else None
