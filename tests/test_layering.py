@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -209,10 +210,13 @@ def _name(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
-def _modules() -> Iterator[tuple[str, ast.Module]]:
-    for path in sorted(_PACKAGE.rglob("*.py")):
-        if not path.name.endswith("_pb2.py") and _name(path) not in _TOOLS:
-            yield _name(path), ast.parse(path.read_text(), str(path))
+@cache
+def _modules() -> tuple[tuple[str, ast.Module], ...]:
+    return tuple(
+        (_name(path), ast.parse(path.read_text(), str(path)))
+        for path in sorted(_PACKAGE.rglob("*.py"))
+        if not path.name.endswith("_pb2.py") and _name(path) not in _TOOLS
+    )
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[str, set[str]]]:

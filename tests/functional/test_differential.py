@@ -27,7 +27,7 @@ from twistedkv.pb import kv_pb2
 from twistedkv.pb import rpc_pb2 as pb
 
 _SEEDS = [int(seed) for seed in os.environ.get("TWISTEDKV_DIFFERENTIAL_SEEDS", "1,2,3").split(",")]
-_STEPS = int(os.environ.get("TWISTEDKV_DIFFERENTIAL_STEPS", "1100"))
+_STEPS = int(os.environ.get("TWISTEDKV_DIFFERENTIAL_STEPS", "800"))
 
 
 class PairedServers(SynchronousTestCase):

@@ -66,5 +66,5 @@ class Plan:
             compares=random.random() < 0.3,
             watchers=random.choice([1, 3]),
             owners=random.choice([0, 1, 3]),
-            v2_clients=random.choice([0, 1, 2]),
+            v2_clients=random.choice([0, 0, 1, 2]),
         )

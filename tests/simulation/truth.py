@@ -20,7 +20,7 @@ class Violation(AssertionError):
 class V2Facts(NamedTuple):
     """One change of a key of the v2 API."""
 
-    index: int
+    at: int  # index of the store
     action: str
     key: str
     value: str | None
@@ -91,7 +91,7 @@ class Truth:
 
     def _extend(self, applied: Applied) -> None:
         if applied.v2_event is not None:
-            self.v2_events[applied.v2_event.index] = applied.v2_event
+            self.v2_events[applied.v2_event.at] = applied.v2_event
         for row in applied.rows:
             revision = main_of(row.revision)
             if revision != self.revision + 1:

@@ -17,7 +17,7 @@ from twistedkv.pb.etcdserver_pb2 import Request
 from twistedkv.v2errors import V2Error
 from twistedkv.v2events import Event
 
-PAUSE_S: Final = 0.3
+PAUSE_S: Final = 0.5
 PATIENCE_S: Final = 9.0
 PATHS: Final = (b"/1/a", b"/1/d/a", b"/1/d/e/a", b"/1/d", b"/1/_h", b"/1/a/under")
 CONDITIONS: Final[tuple[dict[str, Any], ...]] = (
