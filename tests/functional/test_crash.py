@@ -1,6 +1,6 @@
 """A member that is killed at any moment keeps every write it acknowledged.
 
-``TWISTEDKV_CRASH_ROUNDS`` (5) and ``TWISTEDKV_CRASH_SEED`` (1) ask for more, or for another sequence.
+``TWISTEDKV_CRASH_ROUNDS`` (3) and ``TWISTEDKV_CRASH_SEED`` (1) ask for more, or for another sequence.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.functional.processes import MISSING_ETCD, EtcdProcess, ServerProcess,
 from twistedkv.pb import rpc_pb2 as pb
 from twistedkv.pb.kv_pb2 import KeyValue
 
-_ROUNDS = int(os.environ.get("TWISTEDKV_CRASH_ROUNDS", "5"))
+_ROUNDS = int(os.environ.get("TWISTEDKV_CRASH_ROUNDS", "3"))
 _SEED = int(os.environ.get("TWISTEDKV_CRASH_SEED", "1"))
 
 

@@ -93,13 +93,13 @@ class TimeToLiveTests(SynchronousTestCase):
     def test_across_restarts(self) -> None:
         """Files and directories go in time, also those whose member was killed or stopped while they waited."""
         (member,) = self.start(1).members
-        first = {"/a": put(member, "a", "value=1&ttl=1"), "/d": put(member, "d", "dir=true&ttl=2")}
+        first = {"/a": put(member, "a", "value=1&ttl=1"), "/d": put(member, "d", "dir=true&ttl=1")}
         since = first["/a"]["modifiedIndex"]
         self.assert_in_time(member, first, since)
-        later = {"/b": put(member, "b", "value=1&ttl=5")}
+        later = {"/b": put(member, "b", "value=1&ttl=4")}
         member.kill9()
         member.start()
-        later["/c"] = put(member, "c", "value=1&ttl=5")
+        later["/c"] = put(member, "c", "value=1&ttl=4")
         put(member, "kept", "value=1&ttl=100")
         member.restart()
         self.assert_in_time(member, later, since, now_s())
@@ -113,9 +113,9 @@ class TimeToLiveTests(SynchronousTestCase):
         """Keys go in time when another member leads by then, as clients of a member see it that never led."""
         cluster = self.start(3)
         leader = cluster.leader()
-        nodes = {f"/k{ttl}": put(leader, f"k{ttl}", f"value=1&ttl={ttl}") for ttl in (5, 6, 7)}
+        nodes = {f"/k{ttl}": put(leader, f"k{ttl}", f"value=1&ttl={ttl}") for ttl in (4, 5)}
         leader.kill9()
         until("another member leads", lambda: cluster.leader() is not leader)
         led_s = now_s()
         follower = next(each for each in cluster.members if each.running and each is not cluster.leader())
-        self.assert_in_time(follower, nodes, nodes["/k5"]["modifiedIndex"], led_s)
+        self.assert_in_time(follower, nodes, nodes["/k4"]["modifiedIndex"], led_s)
