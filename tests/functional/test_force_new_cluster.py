@@ -10,7 +10,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.functional.cluster import ClusterOfProcesses, Make
-from tests.functional.processes import MISSING_ETCD, EtcdProcess, TwistedkvProcess
+from tests.functional.processes import MISSING_ETCD, NOT_ETCD_ITSELF, EtcdProcess, TwistedkvProcess
 
 FORCE = "--force-new-cluster"
 
@@ -59,6 +59,8 @@ class ForceNewClusterTests(SynchronousTestCase):
     def test_etcd(self) -> None:
         """What etcd 3.5.1 does."""
         self.go_on_alone(EtcdProcess)
+
+    test_etcd.skip = NOT_ETCD_ITSELF  # type: ignore[attr-defined]
 
     def test_twistedkv(self) -> None:
         """The same."""
