@@ -72,11 +72,14 @@ def v2_pair() -> Pair:
 def level_v2_indexes(servers: Sequence[ServerProcess]) -> None:
     """Make what follows on these servers comparable.
 
-    What earlier tests have left is removed, so that nothing expires later, on one sooner than on the other; then the
-    one with the lower index is written to until it has the higher one's.
+    What earlier tests have left is removed, so that nothing expires later, on one sooner than on the other. The keys
+    that hold users and roles are made with the first of these, so both get a role, for a test may have made one on one
+    of them only. Then the one with the lower index is written to until it has the higher one's.
     """
     for server in servers:
         with closing(V2Client(server)) as client:
+            client.ask(Request("PUT", b"/v2/auth/roles/level", b'{"role":"level"}'))
+            client.ask(Request("DELETE", b"/v2/auth/roles/level"))
             left = json.loads(client.ask(Request("GET", b"/v2/keys/")).body)["node"].get("nodes", [])
             for key in (*(node["key"] for node in left), "/_locks"):
                 client.ask(Request("DELETE", f"/v2/keys{quote(key)}?recursive=true".encode()))
