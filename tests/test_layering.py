@@ -64,6 +64,7 @@ _ADAPTERS = (
     "protocols.peerposts",
     "protocols.peerserver",
     "protocols.peerstreams",
+    "protocols.poller",
     "protocols.receiver",
     "protocols.server",
     "protocols.services",

@@ -19,6 +19,7 @@ from twisted.internet.interfaces import (
     IListeningPort,
     IProtocol,
     IPushProducer,
+    IReactorFDSet,
 )
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.protocol import Protocol as TwistedProtocol
@@ -26,6 +27,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from twistedkv.protocols.poller import SUPPORTED, Poller
 from twistedkv.protocols.rpc import Peer
 from twistedkv.protocols.tls import HandshakeGate, ServerContext, TLSTransport
 from twistedkv.protocols.transport import DirectTransport
@@ -289,6 +291,7 @@ class ClientPort:
         self.stopping = False
         self._said_goodbye = False
         self._gate = gate or HandshakeGate()
+        self._poller = Poller(reactor, turn) if SUPPORTED and IReactorFDSet.providedBy(reactor) else None
         self._listeners: list[IListeningPort] = []
         self._open: dict[DirectTransport, ClientConnection] = {}
         self._ticking: IDelayedCall | None = None
@@ -314,9 +317,11 @@ class ClientPort:
         connection = ClientConnection(self)
         transport: DirectTransport
         if context is None:
-            transport = DirectTransport(connection, self.reactor, self._closed)
+            transport = DirectTransport(connection, self.reactor, self._closed, self._poller)
         else:
-            transport = TLSTransport(connection, self.reactor, context.wrap, self._gate, self._closed)
+            transport = TLSTransport(
+                connection, self.reactor, context.wrap, self._gate, self._closed, poller=self._poller
+            )
         self._open[transport] = connection
         return transport
 

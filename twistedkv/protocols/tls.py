@@ -26,6 +26,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from twistedkv.protocols.poller import Poller
 from twistedkv.protocols.transport import DirectTransport
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0  # a peer that does not get through by then is dropped (CVE-2026-73500)
@@ -220,8 +221,9 @@ class TLSTransport(DirectTransport):
         on_closed: Callable[[DirectTransport], None] | None = None,
         on_refused: Callable[[Failure], None] | None = None,
         handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
+        poller: Poller | None = None,
     ) -> None:
-        super().__init__(inner, clock, on_closed)
+        super().__init__(inner, clock, on_closed, poller)
         self._wrap = wrap
         self._gate = gate
         self._on_refused = on_refused
@@ -312,23 +314,36 @@ class TLSTransport(DirectTransport):
 
     def _read(self) -> None:
         """Decrypt all whole records that are here and hand them on as one piece."""
-        pieces: list[bytes] = []
+        data = b""
         end: ssl.SSLError | None = None
         try:
-            while piece := self._read_record(RECORD_BYTES):
-                pieces.append(piece)
-                if not self._incoming.pending:
-                    break  # saves the exception by which OpenSSL says that no whole record is left
-            else:
-                end = ssl.SSLZeroReturnError()
+            data = self._read_record(RECORD_BYTES)
+            if self._incoming.pending or not data:  # else there is one record, as usual, and OpenSSL need not be asked
+                data, end = self._read_on(data)
         except ssl.SSLError as error:
             end = error
         if self._outgoing.pending:
             self._flush()  # the answer to a key update, or an alert
-        if pieces:
-            self._guard(self._inner.dataReceived, pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        if end is None or isinstance(end, ssl.SSLWantReadError):
-            return
+        if data:
+            try:
+                self._inner.dataReceived(data)
+            except Exception:
+                self._failed()
+        if end is not None and not isinstance(end, ssl.SSLWantReadError):
+            self._ended(end)
+
+    def _read_on(self, first: bytes) -> tuple[bytes, ssl.SSLError | None]:
+        """The other records that are here, the first before them, and the error that they end with, if they do."""
+        pieces = [first]
+        try:
+            while pieces[-1] and self._incoming.pending:
+                pieces.append(self._read_record(RECORD_BYTES))
+        except ssl.SSLError as error:
+            return b"".join(pieces), error
+        return b"".join(pieces), None if pieces[-1] else ssl.SSLZeroReturnError()
+
+    def _ended(self, end: ssl.SSLError) -> None:
+        """The peer has said that it sends nothing more, or what it sends is no TLS."""
         if not isinstance(end, ssl.SSLZeroReturnError):
             _log.info("{peer} broke TLS: {error}", peer=self.getPeer(), error=end)
             self._broken = end
@@ -344,7 +359,11 @@ class TLSTransport(DirectTransport):
         try:
             if len(data) <= CHUNK_BYTES:
                 self._encrypt(data)
-                self._send(self._outgoing.read())
+                encrypted = self._outgoing.read()
+                if self._queued or self._write_some is None:
+                    self._send(encrypted)
+                elif (sent := self._write_some(encrypted)) != len(encrypted):
+                    self._queue(encrypted, sent)
                 return
             view = memoryview(data)
             for start in range(0, len(data), CHUNK_BYTES):

@@ -1,9 +1,10 @@
 """A TCP connection whose writes reach the socket at once: the transport under both doors of the client port.
 
 Twisted's own ``transport.write`` queues and sends on the next turn, when epoll says the socket is writable. That is one
-system call and one turn more for every answer. Here a write goes out by ``writeSomeData`` as long as nothing is
-queued, and only what the socket does not take is left to Twisted. :mod:`twistedkv.protocols.tls` puts encryption
-between the two ends.
+system call and one turn more for every answer. Here a write goes to the socket at once as long as nothing is queued,
+and only what it does not take is left to Twisted. What arrives is read by a :class:`Poller`, if there is one, up to the
+end of the connection, which is left to Twisted again. :mod:`twistedkv.protocols.tls` puts encryption between the two
+ends.
 
 Towards TCP this is a protocol; towards the protocol inside it is a transport, a consumer and a push producer.
 """
@@ -11,6 +12,7 @@ Towards TCP this is a protocol; towards the protocol inside it is a transport, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from socket import socket
 from typing import Any, Final, cast
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -24,11 +26,16 @@ from twisted.internet.interfaces import (
     IReactorTime,
     ITCPTransport,
 )
+from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from twistedkv.protocols.poller import Poller
+
+READ_BYTES: Final = 65536  # at most, before other connections have their turn
 CLOSE_TIMEOUT_S: Final = 10.0  # for a closing connection whose peer does not read what is still queued
 
 _log = Logger()
@@ -59,6 +66,7 @@ class DirectTransport(Protocol):
         inner: gets this object as its transport once bytes can flow.
         clock: times the close of a connection whose peer does not read.
         on_closed: called last, once, when TCP is gone; also if ``inner`` was never connected.
+        poller: reads the socket; None: Twisted does, as with everything that is no socket.
     """
 
     negotiatedProtocol: bytes | None = None  # ALPN's choice
@@ -72,6 +80,7 @@ class DirectTransport(Protocol):
         inner: IProtocol,
         clock: IReactorTime,
         on_closed: Callable[[DirectTransport], None] | None = None,
+        poller: Poller | None = None,
     ) -> None:
         self._inner = inner
         self._clock = clock
@@ -83,6 +92,9 @@ class DirectTransport(Protocol):
         self._open = False  # inner may write
         self._inner_connected = False
         self._closing: IDelayedCall | None = None
+        self._poller = poller
+        self._descriptor = -1  # of the socket, where there is a poller
+        self._receive: Callable[[int], bytes]  # of the same
 
     # --- towards TCP -------------------------------------------------------------------------------------------------
 
@@ -95,6 +107,8 @@ class DirectTransport(Protocol):
             self._guard(self._inner.dataReceived, data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._stop_reading()
+        self._poller = None  # the number of the descriptor may be another connection's from now on
         self._open, self.disconnecting = False, True
         if self._closing is not None:
             self._closing.cancel()
@@ -109,9 +123,69 @@ class DirectTransport(Protocol):
             self._on_closed(self)
 
     def _start(self) -> None:
+        if self._poller is not None and isinstance(self.transport, Connection):
+            self._use_socket(self._poller, self.transport.socket)
+            return
+        self._poller = None
         self._write_some = getattr(self.transport, "writeSomeData", None)
         if self._write_some is None:  # not a socket: all that is known is the high-water mark of its buffer
             self.transport.registerProducer(self._backlog, True)
+
+    # --- the socket --------------------------------------------------------------------------------------------------
+
+    def _use_socket(self, poller: Poller, used: socket) -> None:
+        """Read and write ``used`` here, not by Twisted."""
+        self._receive = used.recv
+        send = used.send
+
+        def write_some(data: Any) -> int | BaseException:
+            try:
+                return send(data)
+            except BlockingIOError:
+                return 0
+            except OSError:
+                return CONNECTION_LOST
+
+        self._write_some = write_some
+        self._descriptor = used.fileno()
+        self._start_reading(poller)
+
+    def _start_reading(self, poller: Poller) -> None:
+        """Have the poller read the socket, or Twisted if that cannot, for there is no descriptor left for it."""
+        try:
+            poller.add(self._descriptor, self)
+        except OSError:
+            self._poller = None
+            self.transport.startReading()
+        else:
+            self.transport.stopReading()
+
+    def _stop_reading(self) -> None:
+        """Have the poller forget the socket, where it knows it."""
+        if self._poller is not None:
+            self._poller.remove(self._descriptor)
+
+    # The poller's side.
+
+    def readable(self) -> None:
+        """Read once. The end is left to Twisted, which meets it again."""
+        try:
+            data = self._receive(READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.lost(Failure(CONNECTION_LOST))  # as Twisted's reactors do, which say no more either
+            return
+        if data:
+            self.dataReceived(data)
+        else:
+            self._stop_reading()
+            self._poller = None
+            self.transport.startReading()
+
+    def lost(self, reason: Failure) -> None:
+        """The connection is over."""
+        self.transport.connectionLost(reason)
 
     def _connect_inner(self) -> None:
         self._open = self._inner_connected = True
@@ -122,8 +196,12 @@ class DirectTransport(Protocol):
         try:
             call(*arguments)
         except Exception:
-            _log.failure("closing the connection of {peer}", peer=self.getPeer())
-            self.abortConnection()
+            self._failed()
+
+    def _failed(self) -> None:
+        """End the connection of a protocol that has raised what is being handled."""
+        _log.failure("closing the connection of {peer}", peer=self.getPeer())
+        self.abortConnection()
 
     # --- bytes out ---------------------------------------------------------------------------------------------------
 
@@ -144,7 +222,7 @@ class DirectTransport(Protocol):
             self._queue(data, sent)
 
     def _queue(self, data: bytes, sent: int | BaseException) -> None:
-        """Send on while the socket takes something (one call is capped at 128 KiB), then leave the rest to TCP."""
+        """Send on while the socket takes something , which may be less than all, then leave the rest to TCP."""
         rest = memoryview(data)
         while isinstance(sent, int) and sent > 0:
             rest = rest[sent:]
@@ -183,6 +261,7 @@ class DirectTransport(Protocol):
     def abortConnection(self) -> None:
         """Close now; what is queued is lost."""
         self._open, self.disconnecting = False, True
+        self._stop_reading()
         self.transport.abortConnection()
 
     def loseWriteConnection(self) -> None:
@@ -191,6 +270,7 @@ class DirectTransport(Protocol):
 
     def _finish(self) -> None:
         self._open = False
+        self._stop_reading()
         if self._queued:
             self._closing = self._clock.callLater(CLOSE_TIMEOUT_S, self._give_up)
         if self._write_some is None:
@@ -227,11 +307,18 @@ class DirectTransport(Protocol):
 
     def pauseProducing(self) -> None:
         """Read no more from the peer until :meth:`resumeProducing`; it feels it by TCP's window."""
-        self.transport.pauseProducing()
+        if self._poller is None:
+            self.transport.pauseProducing()
+        else:
+            self._stop_reading()
 
     def resumeProducing(self) -> None:
-        if not self.disconnecting:
+        if self.disconnecting:
+            return
+        if self._poller is None:
             self.transport.resumeProducing()
+        else:
+            self._start_reading(self._poller)
 
     def stopProducing(self) -> None:
         self.loseConnection()

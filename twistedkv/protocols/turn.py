@@ -44,6 +44,11 @@ class Turn:
         if self._marked:
             self._flush()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a bracket now."""
+        return self._depth > 0
+
     def __enter__(self) -> None:
         self._depth += 1
 
