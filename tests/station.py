@@ -320,7 +320,8 @@ class Station:
     def put_v2(self, path: bytes, value: bytes = b"v", **fields: Any) -> Answer:
         """Ask for a key of the v2 API to be set."""
         answer = Answer()
-        self.member.propose_v2(Request(Method="PUT", Path=b"/1" + path, Val=value, **fields), answer)
+        request = Request(Method="PUT", Path=b"/1" + path, Val=value, **fields)
+        self.member.propose_v2(request.SerializeToString(), answer)
         return answer
 
     def read(self) -> Answer:

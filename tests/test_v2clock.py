@@ -24,9 +24,9 @@ class Member:
         self.directory = Directory(V2Hub())
         self.asked: list[tuple[Request, Waiter]] = []
 
-    def propose_v2(self, request: Request, waiter: Waiter, *, leading: bool = False) -> None:
+    def propose_v2(self, fields: bytes, waiter: Waiter, *, leading: bool = False) -> None:
         assert leading
-        self.asked.append((request, waiter))
+        self.asked.append((Request.FromString(fields), waiter))
 
 
 class V2ClockTests(SynchronousTestCase):

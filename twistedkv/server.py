@@ -41,7 +41,6 @@ from twistedkv.logwriter import LogWriter
 from twistedkv.members import Membership
 from twistedkv.metrics import Metrics
 from twistedkv.outgoing import OutgoingSnapshots
-from twistedkv.pb.etcdserver_pb2 import Request
 from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
 from twistedkv.pb.raft_pb2 import ConfChange, ConfChangeRemoveNode
 from twistedkv.pb.rpc_pb2 import NOSPACE, AlarmRequest, CompactionRequest
@@ -438,17 +437,17 @@ class Member:
             self._proposals.add(body, waiter, leading=leading)
             self._driving.stir()
 
-    def propose_v2(self, request: Request, waiter: V2Waiter | Waiter, *, leading: bool = False) -> None:
+    def propose_v2(self, fields: bytes, waiter: V2Waiter | Waiter, *, leading: bool = False) -> None:
         """As :meth:`propose`, for a request for keys of the v2 API; see :meth:`Proposals.add_v2`."""
         if self._takes_more(waiter):
-            self._proposals.add_v2(request.SerializeToString(), waiter, leading=leading)
+            self._proposals.add_v2(fields, waiter, leading=leading)
             self._driving.stir()
 
     def _takes_more(self, waiter: Waiter | V2Waiter) -> bool:
         """Whether there is room for one more request; ``waiter`` is told if there is none."""
         if self._stopped:
             waiter.fail(StoppedError())
-        elif max(len(self._applying), self._node.commit - self._applying.index) > _MOST_UNAPPLIED_ENTRIES:
+        elif self._node.log.committed - self._applying.index > _MOST_UNAPPLIED_ENTRIES:
             waiter.fail(TooManyRequestsError())
         elif self._writer.full:
             waiter.fail(NoSpaceError())

@@ -38,7 +38,7 @@ class TimedMember(Protocol):
     @property
     def is_leader(self) -> bool: ...
 
-    def propose_v2(self, request: Request, waiter: Waiter, *, leading: bool = False) -> None: ...
+    def propose_v2(self, fields: bytes, waiter: Waiter, *, leading: bool = False) -> None: ...
 
 
 class V2Clock:
@@ -73,7 +73,7 @@ class V2Clock:
         now_ns = int(member.reactor.seconds() * 1e9)
         if now_ns >= end_ns:
             self._asked = True
-            member.propose_v2(Request(Method="SYNC", Time=now_ns), self, leading=True)
+            member.propose_v2(Request(Method="SYNC", Time=now_ns).SerializeToString(), self, leading=True)
 
     # --- the answer; see Waiter --------------------------------------------------------------------------
 

@@ -87,12 +87,13 @@ def carry_out(request: Request, directory: Directory) -> Event | None:
 
 def _put(request: Request, path: str, directory: Directory) -> Event:
     value, expires_ns, refresh = _text(request.Val), request.Expiration, request.Refresh
-    if request.HasField("PrevExist") and not request.PrevExist:
+    conditional = request.HasField("PrevExist")
+    if conditional and not request.PrevExist:
         return directory.create(path, request.Dir, value, expires_ns)
     if request.PrevIndex or request.PrevValue:
         previous = _text(request.PrevValue)
         return directory.compare_and_swap(path, previous, request.PrevIndex, value, expires_ns, refresh=refresh)
-    if request.HasField("PrevExist"):
+    if conditional:
         return directory.update(path, value, expires_ns, refresh=refresh)
     return directory.set(path, request.Dir, value, expires_ns, refresh=refresh)
 

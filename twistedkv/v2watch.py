@@ -78,7 +78,8 @@ class History:
     def add(self, event: Event) -> None:
         """Keep one more, and forget the first if there are too many."""
         self.events.append(event)
-        self.fresh = min(self.fresh + 1, CAPACITY)
+        if self.fresh < CAPACITY:
+            self.fresh += 1
 
     def scan(self, path: str, recursive: bool, since: int) -> Event | None:
         """The first event from index ``since`` on that a watcher at ``path`` wants; None if there is none yet.

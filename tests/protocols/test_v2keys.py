@@ -30,6 +30,9 @@ class Judge(OpenAccess):
         self.verdict: bool | Deferred[bool] = True
         self.asked: list[tuple[str, str, bool]] = []
 
+    def open_to_all(self) -> bool:
+        return False
+
     def may_use_key(self, request: V2Request, key: str, recursive: bool) -> Any:
         self.asked.append((request.method, key, recursive))
         return self.verdict

@@ -28,9 +28,9 @@ class TreeMember:
         self.held: list[Any] | None = None  # who waits, once it is a list
         self.failing: KVError | None = None
 
-    def propose_v2(self, request: Request, waiter: Any) -> None:
+    def propose_v2(self, fields: bytes, waiter: Any) -> None:
         """As :meth:`twistedkv.server.Member.propose_v2`."""
-        self.proposed.append(Request.FromString(request.SerializeToString()))
+        self.proposed.append(Request.FromString(fields))
         if self.failing is not None:
             waiter.fail(self.failing)
         elif self.held is not None:

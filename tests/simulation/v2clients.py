@@ -50,7 +50,7 @@ class V2Client:
             return
         attempt = V2Attempt(self._world, process, self.start)
         process.calls[attempt] = None
-        process.time.from_outside(0.001, process.member.propose_v2, self._request(), attempt)
+        process.time.from_outside(0.001, process.member.propose_v2, self._request().SerializeToString(), attempt)
 
     def _request(self) -> Request:
         random = self._world.random

@@ -106,6 +106,20 @@ class FormReader:
         return form
 
 
+def plain_value(body: bytes) -> bytes | None:
+    """The value in a form that has nothing else and stands for itself, as that of most writes; None of all others."""
+    if (
+        not body.startswith(b"value=")
+        or b"&" in body
+        or b"%" in body
+        or b"+" in body
+        or b";" in body
+        or len(body) > MAX_BODY_BYTES
+    ):
+        return None
+    return body[6:]
+
+
 def is_form(content_type: str) -> bool:
     """Whether a body of this type is a form that is read. Without a type it is not.
 

@@ -38,6 +38,7 @@ CHECK_INTERVAL_S: Final = 10.0  # how late a time-out may be noticed
 MAX_WAITING_BYTES: Final = 64 * 1024  # of pipelined requests, before the client is made to wait
 BODY_SLACK_BYTES: Final = 64 * 1024  # a body may be twice as long as its message (base64, escapes), and this
 
+_STARTS: Final = {status: line + CORS.block for status, line in STATUS_LINES.items()}
 _CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
 _CLOSE: Final = b"Connection: close\r\n\r\n"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -111,6 +112,9 @@ class HTTPFront:
     def encode(self, answer: Answer, close: bool, has_body: bool = True) -> bytes:
         """The bytes of an answer, or but for its body of one to a HEAD."""
         status, fields, body, measured = answer
+        date = self._date_line()
+        if measured and body and has_body and not close:  # as nearly all
+            return b"%b%b%bContent-Length: %d\r\n\r\n%b" % (_STARTS[status], fields.block, date, len(body), body)
         if status == HTTPStatus.NO_CONTENT:
             framing = b""  # RFC 9110 §8.6
         elif measured:
@@ -121,14 +125,12 @@ class HTTPFront:
         else:
             framing = b""
         end = _CLOSE if close else b"\r\n"
-        return b"".join(
-            (STATUS_LINES[status], CORS.block, fields.block, self._date_line(), framing, end, body if has_body else b"")
-        )
+        return b"".join((_STARTS[status], fields.block, date, framing, end, body if has_body else b""))
 
     def encode_beginning(self, fields: Fields, close: bool) -> bytes:
         """The bytes of an answer before its chunks."""
         end = _CLOSE if close else b"\r\n"
-        return b"".join((STATUS_LINES[200], CORS.block, fields.block, self._date_line(), _CHUNKED, end))
+        return b"".join((_STARTS[200], fields.block, self._date_line(), _CHUNKED, end))
 
     def _date_line(self) -> bytes:
         now_s = int(self.clock.seconds())
@@ -186,16 +188,22 @@ class HTTP1Connection(Protocol):
             return
         if self._closed:
             return
+        must_wait = self._busy or self._blocked
         if not self._size:
             self._since_s = self._front.clock.seconds()
+            if not must_wait:
+                self._serve(data)
+                self._flush_soon()
+                return
         self._parts.append(data)
         self._size += len(data)
-        if self._busy or self._blocked:
+        if must_wait:
             if self._size > MAX_WAITING_BYTES and not self._waiting:
                 self._waiting = True
                 self.transport.pauseProducing()
         elif self._size >= self._needed:
-            self._serve()
+            self._serve(self._received())
+            self._flush_soon()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._closed = True
@@ -248,9 +256,9 @@ class HTTP1Connection(Protocol):
         if self._serving:
             return  # which ends with this
         if self._size and not self._busy and not self._closed and self._web is None:
-            self._serve()
-        else:
-            self._flush()
+            self._since_s = self._front.clock.seconds()
+            self._serve(self._received())
+        self._flush()
 
     def abort(self) -> None:
         self.transport.abortConnection()
@@ -298,14 +306,19 @@ class HTTP1Connection(Protocol):
         if not self._serving:
             self._front.turn.mark(self)
 
-    def _serve(self) -> None:
+    def _received(self) -> bytes:
+        """Take all that has arrived."""
+        data = b"".join(self._parts)
+        self._parts.clear()
+        self._size = 0
+        return data
+
+    def _serve(self, data: bytes) -> None:
         """Answer what has arrived, as far as it can be answered now."""
         self._serving = True
-        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts.clear()
-        position = 0
+        position, size = 0, len(data)
         try:
-            while not self._busy and not self._blocked and not self._close and position < len(data):
+            while position < size and not self._busy and not self._blocked and not self._close:
                 taken = self._serve_one(data, position)
                 if not taken:
                     break
@@ -315,12 +328,9 @@ class HTTP1Connection(Protocol):
         self._serving = False
         if self._web is not None:
             return  # it has the rest
-        if position < len(data):
-            self._parts.insert(0, data[position:])
-        self._size = sum(map(len, self._parts))
-        if position:
-            self._since_s = self._front.clock.seconds()
-        self._flush()
+        if position < size:
+            self._parts.append(data[position:] if position else data)
+            self._size = size - position
 
     def _serve_one(self, data: bytes, position: int) -> int:
         """Take the request at ``position``; its length in bytes, 0 if it is not complete or was handed over."""
@@ -356,7 +366,7 @@ class HTTP1Connection(Protocol):
         cancel: Callable[[], None] | None = None
         if route.v2 is not None:
             self._has_body = route.v2.method != "HEAD"
-            cancel = route.v2.endpoint.serve(route.v2.request(body, self._peer), self)
+            cancel = route.v2.serve(body, self._peer, self)
         else:
             self._has_body = True
             if route.method is None or route.head is None:
@@ -391,6 +401,14 @@ class HTTP1Connection(Protocol):
         )
         self._out.append(b"".join(lines))
         self._close = True
+
+    def _flush_soon(self) -> None:
+        """Send what was answered, together with what others are, if there is a turn to its end."""
+        if self._out or self._close or self._waiting:
+            if self._front.turn.is_open:
+                self._front.turn.mark(self)
+            else:
+                self._flush()
 
     def _flush(self) -> None:
         if self._closed or self._web is not None:

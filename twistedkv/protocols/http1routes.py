@@ -13,9 +13,9 @@ from urllib.parse import unquote_to_bytes
 from twistedkv.errors import RPCError
 from twistedkv.protocols.gateway import Gateway, request_head
 from twistedkv.protocols.http1wire import MAX_REMEMBERED_BYTES, Refusal, RequestHead, fields_of, parse_head
-from twistedkv.protocols.rpc import Head, Kind, Method, Peer
+from twistedkv.protocols.rpc import Head, Kind, Method
 from twistedkv.protocols.v2site import MAX_BODY_BYTES, V2Site
-from twistedkv.protocols.v2words import V2Endpoint, V2Request
+from twistedkv.protocols.v2words import V2Asked
 
 MAX_DRAINED_BYTES: Final = 256 << 10  # of a body nobody wants, or the connection ends; Go net/http/server.go
 
@@ -31,27 +31,13 @@ _PLAIN_KEY: Final = re.compile(
 _UNCLEAN: Final = re.compile(r"/(?:/|\.\.?(?:/|\Z))")
 
 
-class V2Route(NamedTuple):
-    """A request of the v2 API but for its body and its peer."""
-
-    endpoint: V2Endpoint
-    method: str
-    path: str
-    query: str
-    fields: tuple[tuple[str, str], ...]
-
-    def request(self, body: bytes, peer: Peer) -> V2Request:
-        """All of it."""
-        return V2Request(self.method, self.path, self.query, self.fields, body, peer)
-
-
 class Route(NamedTuple):
     """What the head of a request asks for."""
 
     method: Method | None  # of the gateway
     head: Head | None  # for that method
     endpoint: str  # else, a plain endpoint
-    v2: V2Route | None
+    v2: V2Asked | None
     length: int
     limit_bytes: int  # of a body that is read at all
     expects: bool  # to be told that its body is wanted
@@ -106,8 +92,7 @@ class Routes:
         method, path, query = match[1].decode(), match[2].decode(), (match[3] or b"").decode()
         asked = site.keys.asked(method, path, query, read.fields)
         close = read.close or (read.length > MAX_DRAINED_BYTES and not asked.takes_body)
-        v2 = V2Route(asked, method, path, query, read.fields)
-        return Route(None, None, "", v2, read.length, MAX_BODY_BYTES, False, close)
+        return Route(None, None, "", asked, read.length, MAX_BODY_BYTES, False, close)
 
     def _parse(self, block: bytes) -> Route | None:
         request = parse_head(block)
@@ -150,8 +135,7 @@ class Routes:
                 length, expects, close = 0, False, True
             elif length > MAX_DRAINED_BYTES:
                 close = True
-        v2 = V2Route(found.endpoint, request.method, path, query, request.fields)
-        return Route(None, None, "", v2, length, MAX_BODY_BYTES, expects and length > 0, close)
+        return Route(None, None, "", found.asked, length, MAX_BODY_BYTES, expects and length > 0, close)
 
 
 def decoded(path: bytes) -> str:

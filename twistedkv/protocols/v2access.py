@@ -71,11 +71,12 @@ class V2Gate:
         self._passwords = passwords
         self._by_certificate = by_certificate
 
+    def open_to_all(self) -> bool:
+        """See :class:`~twistedkv.protocols.v2words.V2Access`."""
+        return not is_enabled(self._member.directory)
+
     def may_use_key(self, request: V2Request, key: str, recursive: bool) -> bool | Deferred[bool]:
         """See :class:`~twistedkv.protocols.v2words.V2Access`. A guest needs no more for all below a key than for it."""
-        directory = self._member.directory
-        if not is_enabled(directory):
-            return True
         write = request.method not in _READS
         authorization = request.field("authorization")
         if authorization:

@@ -42,7 +42,7 @@ class StoringMember(Protocol):
 
     directory: Directory
 
-    def propose_v2(self, request: Request, waiter: Proposal) -> None: ...
+    def propose_v2(self, fields: bytes, waiter: Proposal) -> None: ...
 
     def when_readable(self, ready: Callable[[], None], fail: Callable[[BaseException], None]) -> None: ...
 
@@ -203,7 +203,7 @@ class AuthStore:
 
     async def _propose(self, request: Request) -> None:
         proposed = _Proposed()
-        self._member.propose_v2(request, proposed)
+        self._member.propose_v2(request.SerializeToString(), proposed)
         await proposed.outcome
 
 

@@ -42,6 +42,8 @@ def event_json(event: Event, now_ns: int) -> bytes:
         now_ns: since 1970; the times to live are counted from it.
     """
     node, previous = event.node, event.previous
+    if previous is not None and (shown := _replaced(event.action, node, previous)):
+        return shown.encode("ascii")
     key = json_text(node.key[2:])
     shown = _other(node, now_ns) if node.value is None else _file(node, key, now_ns)
     if previous is None:
@@ -50,6 +52,23 @@ def event_json(event: Event, now_ns: int) -> bytes:
         now_ns = previous.expires_ns  # when etcd makes the event; it may be looked at much later
     before = _other(previous, now_ns) if previous.value is None else _file(previous, key, now_ns)
     return f'{{"action":"{event.action}","node":{shown},"prevNode":{before}}}\n'.encode()
+
+
+def _replaced(action: Action, node: NodeView, previous: NodeView) -> str:
+    """An event of a file in place of another, as most are, if nothing needs a second look; empty if something does."""
+    value, before = node.value, previous.value
+    if value is None or before is None or node.expires_ns or previous.expires_ns:
+        return ""
+    texts = f"{node.key}{value}{before}"
+    if not texts.isascii() or not is_plain(texts):
+        return ""
+    key = node.key[2:]
+    return (
+        f'{{"action":"{action}","node":{{"key":"{key}","value":"{value}",'
+        f'"modifiedIndex":{node.modified},"createdIndex":{node.created}}},'
+        f'"prevNode":{{"key":"{key}","value":"{before}",'
+        f'"modifiedIndex":{previous.modified},"createdIndex":{previous.created}}}}}\n'
+    )
 
 
 def without_value(action: Action) -> bytes:

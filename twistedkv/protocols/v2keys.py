@@ -23,13 +23,15 @@ from twisted.python.failure import Failure
 from twistedkv.errors import KVError
 from twistedkv.pb.etcdserver_pb2 import Request
 from twistedkv.protocols.answers import ERROR_TEXT, JSON, MEASURED_BYTES, Answer, Fields, Outlet, error_text
-from twistedkv.protocols.goform import BODY_METHODS, Form, FormError, FormReader, is_form
+from twistedkv.protocols.goform import BODY_METHODS, Form, FormError, FormReader, is_form, plain_value
+from twistedkv.protocols.rpc import Peer
 from twistedkv.protocols.v2json import KEYS_PREFIX, error_json, event_json, without_value
 from twistedkv.protocols.v2requests import NAMES, KeyRequest, expiration_ns, parse_key_request
 from twistedkv.protocols.v2words import V2Access, V2Request
 from twistedkv.v2errors import V2Code, V2Error
 from twistedkv.v2events import Action, Event
 from twistedkv.v2watch import V2Hub, Watcher
+from twistedkv.wire import prefixed
 
 METHODS: Final = ("HEAD", "GET", "PUT", "POST", "DELETE")
 MAX_UNSENT_EVENTS: Final = 100  # of a stream; etcd v2store/watcher_hub.go
@@ -40,6 +42,11 @@ _NO_METHOD: Final = error_text(
 )
 _WRITES: Final = frozenset((Action.SET, Action.CREATE, Action.UPDATE, Action.COMPARE_AND_SWAP))
 _FORM: Final = FormReader(NAMES)
+
+# etcdserverpb.Request: field 2 is the method, 3 the path, 4 the value.
+_PUT: Final = prefixed(b"\x12", b"PUT")
+_PATH_TAG: Final = b"\x1a"
+_VALUE_TAG: Final = b"\x22"
 
 _log = Logger()
 
@@ -89,8 +96,8 @@ class KeysMember(Protocol):
     def when_readable(self, ready: Callable[[], None], fail: Callable[[KVError], None]) -> None:
         """Call ``ready`` once this member's state has all that was acknowledged before now."""
 
-    def propose_v2(self, request: Request, waiter: Writing) -> None:
-        """Have ``request`` carried out by all members."""
+    def propose_v2(self, fields: bytes, waiter: Writing) -> None:
+        """Have an encoded ``etcdserverpb.Request`` without an id carried out by all members."""
 
 
 class KeysEndpoint:
@@ -105,8 +112,8 @@ class KeysEndpoint:
         self.access = access
         self._member = member
         self._cluster = b"%sX-Etcd-Cluster-Id: %x\r\n" % (JSON.block, member.cluster_id)
-        self._shown = (-1, -1, -1)  # what the fields below say
-        self._fields = JSON
+        self._raft = (-1, -1, b"")  # commit index, term, the fields that say so
+        self._shown = (-1, self._raft, JSON)  # index of the store, those, all fields
         self.too_long = self.refusal(V2Error(V2Code.INVALID_FORM, "http: POST too large"))
 
     def asked(self, method: str, path: str, query: str, fields: tuple[tuple[str, str], ...]) -> AskedForKeys:
@@ -115,12 +122,18 @@ class KeysEndpoint:
 
     def serve(self, request: V2Request, outlet: Outlet) -> Callable[[], None] | None:
         """Answer one request; see :class:`twistedkv.protocols.v2words.V2Endpoint`."""
-        return self.asked(request.method, request.path, request.query, request.fields).serve(request, outlet)
+        asked = self.asked(request.method, request.path, request.query, request.fields)
+        return asked.serve(request.body, request.peer, outlet)
+
+    def put(self, fields: bytes, outlet: Outlet) -> None:
+        """Carry out a write that is allowed: an encoded ``Request``."""
+        self._member.propose_v2(fields, _Write(self, outlet, False))
 
     def carry_out(self, asked: KeyRequest, outlet: Outlet) -> Callable[[], None] | None:
         """Answer a request that is allowed."""
         if asked.method not in ("GET", "HEAD"):
-            self._member.propose_v2(self._proposal(asked), _Write(self, outlet, asked.no_value))
+            fields = self._proposal(asked).SerializeToString()
+            self._member.propose_v2(fields, _Write(self, outlet, asked.no_value))
             return None
         if asked.quorum and asked.method == "GET":
             read = _QuorumRead(self, asked, outlet)
@@ -181,13 +194,16 @@ class KeysEndpoint:
 
     def fields(self, index: int) -> Fields:
         """The header fields of a success at this index of the store."""
-        member = self._member
-        facts = (index, member.committed, member.term)
-        if facts != self._shown:
-            self._shown = facts
-            lines = b"X-Etcd-Index: %d\r\nX-Raft-Index: %d\r\nX-Raft-Term: %d\r\n" % facts
-            self._fields = Fields.of(self._cluster + lines)
-        return self._fields
+        committed, term = self._member.committed, self._member.term
+        raft = self._raft
+        if committed != raft[0] or term != raft[1]:
+            lines = b"X-Raft-Index: %d\r\nX-Raft-Term: %d\r\n" % (committed, term)
+            raft = self._raft = (committed, term, lines)
+        shown = self._shown
+        if index != shown[0] or raft is not shown[1]:
+            fields = Fields.of(b"%bX-Etcd-Index: %d\r\n%b" % (self._cluster, index, raft[2]))
+            shown = self._shown = (index, raft, fields)
+        return shown[2]
 
     def forget(self, watcher: Watcher) -> None:
         """Nobody listens to it any more."""
@@ -239,20 +255,21 @@ class AskedForKeys:
         fields: of the header.
     """
 
-    __slots__ = ("_asked", "_bad_query", "_error", "_key", "_keys", "_method", "_path", "_query", "takes_body")
+    takes_body = False
+    _plain_put = b""  # the request without a value, if the body may say all that is missing
+    _asked: KeyRequest | None = None  # if the body does not matter
+    _error: Answer | None = None  # to whatever the body is
+    _query: Form = {}
+    _bad_query: FormError | None = None  # that of the body comes first
 
     def __init__(
         self, keys: KeysEndpoint, method: str, path: str, query: str, fields: tuple[tuple[str, str], ...]
     ) -> None:
         self._keys = keys
-        self._method = method
-        self._key = path[len(_PREFIX) :]
-        self._path = KEYS_PREFIX + self._key.rstrip("/")
-        self._query: Form = {}
-        self._bad_query: FormError | None = None  # that of the body comes first
-        self._asked: KeyRequest | None = None  # if the body does not matter
-        self._error: Answer | None = None  # to whatever the body is
-        self.takes_body = False
+        self.method = method
+        self._head = (method, path, query, fields)
+        self._key = key = path[len(_PREFIX) :]
+        self._path = KEYS_PREFIX + key.rstrip("/")
         if method not in METHODS:
             self._error = _NO_METHOD
             return
@@ -264,6 +281,8 @@ class AskedForKeys:
                         break
             if query:
                 self._read_query(query)
+            elif self.takes_body and method == "PUT":
+                self._plain_put = _PUT + prefixed(_PATH_TAG, self._path.encode("utf-8", "surrogateescape"))
             if not self.takes_body:
                 self._asked = self._parse({})
         except V2Error as error:
@@ -271,26 +290,39 @@ class AskedForKeys:
         except FormError as error:
             self._error = keys.refusal(V2Error(V2Code.INVALID_FORM, str(error)))
 
-    def serve(self, request: V2Request, outlet: Outlet) -> Callable[[], None] | None:
-        """Answer one of them; see :class:`twistedkv.protocols.v2words.V2Endpoint`."""
+    def serve(self, body: bytes, peer: Peer, outlet: Outlet) -> Callable[[], None] | None:
+        """Answer one of them; see :class:`twistedkv.protocols.v2words.V2Asked`."""
         keys = self._keys
         asked = self._asked
         if asked is None:
             if self._error is not None:
                 outlet.respond(self._error)
                 return None
+            value = plain_value(body) if self._plain_put else None
+            if value is not None and keys.access.open_to_all():
+                keys.put(self._plain_put + prefixed(_VALUE_TAG, value) if value else self._plain_put, outlet)
+                return None
             try:
-                asked = self._parse(_FORM.body(request.body) if request.body else {})
+                asked = self._parse(_FORM.body(body) if body else {})
             except V2Error as error:
                 outlet.respond(keys.refusal(error))
                 return None
             except FormError as error:
                 outlet.respond(keys.refusal(V2Error(V2Code.INVALID_FORM, str(error))))
                 return None
-        allowed = keys.access.may_use_key(request, self._key, asked.recursive)
+            if value is not None:
+                return self._judge(asked, body, peer, outlet)
+        if keys.access.open_to_all():
+            return keys.carry_out(asked, outlet)
+        return self._judge(asked, body, peer, outlet)
+
+    def _judge(self, asked: KeyRequest, body: bytes, peer: Peer, outlet: Outlet) -> Callable[[], None] | None:
+        """Answer a request once it is known whether this client may make it."""
+        request = V2Request(*self._head, body, peer)
+        allowed = self._keys.access.may_use_key(request, self._key, asked.recursive)
         if isinstance(allowed, bool):
-            return keys.decided(allowed, asked, outlet)
-        return _Judgement(keys, asked, outlet, allowed).cancel
+            return self._keys.decided(allowed, asked, outlet)
+        return _Judgement(self._keys, asked, outlet, allowed).cancel
 
     def _read_query(self, query: str) -> None:
         try:
@@ -301,7 +333,7 @@ class AskedForKeys:
     def _parse(self, body: Form) -> KeyRequest:
         if self._bad_query is not None:
             raise self._bad_query
-        return parse_key_request(self._method, self._path, self._query | body if self._query else body)
+        return parse_key_request(self.method, self._path, self._query | body if self._query else body)
 
 
 class _Judgement:

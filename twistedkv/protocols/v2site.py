@@ -12,8 +12,9 @@ from typing import Final, NamedTuple
 
 from twistedkv.protocols import goform
 from twistedkv.protocols.answers import PAGE_NOT_FOUND, Answer, Outlet
+from twistedkv.protocols.rpc import Peer
 from twistedkv.protocols.v2keys import KeysEndpoint, KeysMember
-from twistedkv.protocols.v2words import OpenAccess, V2Access, V2Endpoint, V2Request
+from twistedkv.protocols.v2words import OpenAccess, V2Access, V2Asked, V2Endpoint, V2Request
 
 MAX_BODY_BYTES: Final = goform.MAX_BODY_BYTES + (256 << 10)  # of a request that is answered for what it asks
 
@@ -25,10 +26,24 @@ _PATH: Final = re.compile(
 
 
 class Found(NamedTuple):
-    """Who answers a request."""
+    """What a request asks for."""
+
+    asked: V2Asked
+    takes_body: bool  # false: what is in its body does not matter
+
+
+class _Asked(NamedTuple):
+    """A request for something else than keys."""
 
     endpoint: V2Endpoint
-    takes_body: bool  # false: what is in its body does not matter
+    method: str
+    path: str
+    query: str
+    fields: tuple[tuple[str, str], ...]
+
+    def serve(self, body: bytes, peer: Peer, outlet: Outlet) -> Callable[[], None] | None:
+        """See :class:`~twistedkv.protocols.v2words.V2Asked`."""
+        return self.endpoint.serve(V2Request(self.method, self.path, self.query, self.fields, body, peer), outlet)
 
 
 class V2Site:
@@ -51,18 +66,18 @@ class V2Site:
         self.too_long: Answer = self.keys.too_long  # to a body of more than MAX_BODY_BYTES
 
     def find(self, method: str, path: str, query: str, fields: tuple[tuple[str, str], ...]) -> Found:
-        """Who answers a request with this head, and all others with the same head."""
+        """What a request with this head asks for, and all others with the same head."""
         if path.startswith("/v2/keys/") or path == "/v2/keys":
             asked = self.keys.asked(method, path, query, fields)
             return Found(asked, asked.takes_body)
         match = _PATH.fullmatch(path)
         name = match.lastgroup if match else None
-        return Found(self._others.get(name or "", _NOWHERE), True)
+        return Found(_Asked(self._others.get(name or "", _NOWHERE), method, path, query, fields), True)
 
     def serve(self, request: V2Request, outlet: Outlet) -> Callable[[], None] | None:
         """Answer one request; see :class:`V2Endpoint`."""
         found = self.find(request.method, request.path, request.query, request.fields)
-        return found.endpoint.serve(request, outlet)
+        return found.asked.serve(request.body, request.peer, outlet)
 
 
 class _Nowhere:

@@ -26,6 +26,17 @@ class V2Request(NamedTuple):
         return next((value for each, value in self.fields if each == name), "")
 
 
+class V2Asked(Protocol):
+    """A request apart from its body and its peer. It serves all requests that have the same head."""
+
+    @property
+    def method(self) -> str:
+        """By which it came."""
+
+    def serve(self, body: bytes, peer: Peer, outlet: Outlet) -> Callable[[], None] | None:
+        """Answer one of them; else as :meth:`V2Endpoint.serve`."""
+
+
 class V2Endpoint(Protocol):
     """Who answers the requests below one path."""
 
@@ -44,8 +55,11 @@ class V2Access(Protocol):
     the answer; it may be cancelled, and what it would have said is then lost. It fails with nothing else.
     """
 
+    def open_to_all(self) -> bool:
+        """Whether everybody may use all keys at the moment. To be asked once a request."""
+
     def may_use_key(self, request: V2Request, key: str, recursive: bool) -> bool | Deferred[bool]:
-        """Whether the client may read ``key`` (by GET or HEAD) or write it (by any other method).
+        """Whether the client may read ``key`` (by GET or HEAD) or write it (by any other method), if not all may.
 
         Args:
             request: who asks, and by which method.
@@ -59,6 +73,10 @@ class V2Access(Protocol):
 
 class OpenAccess:
     """A :class:`V2Access` where everybody may do everything, as it is while nobody has turned v2 auth on."""
+
+    def open_to_all(self) -> bool:
+        """Yes."""
+        return True
 
     def may_use_key(self, request: V2Request, key: str, recursive: bool) -> bool:
         """Yes."""

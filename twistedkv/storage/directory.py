@@ -16,6 +16,7 @@ changed, as up to 3.4; and each request that is refused counts as a failure, of 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 from sortedcontainers import SortedList
@@ -26,6 +27,7 @@ from twistedkv.v2events import PERMANENT, Action, Counters, Event, EventSink, No
 CLUSTER: Final = "/0"  # whose nodes are the members
 KEYS: Final = "/1"  # whose nodes are the keys of clients
 _READ_ONLY: Final = frozenset(("/", CLUSTER, KEYS))
+_new_view: Final = partial(tuple.__new__, NodeView)  # in half the time of its class
 _EARLIEST_NS: Final = 946_684_800_000_000_000  # 2000-01-01: an end before that is none, in a node that is made
 
 
@@ -145,6 +147,9 @@ class Directory:
         Raises:
             V2Error: a directory is there, or a file is where a directory should be, or it is the root.
         """
+        node = self._nodes.get(path)
+        if not (node is None or node.children is not None or is_dir or expires_ns or node.expires_ns or refresh):
+            return self._replace(node, value)
         with _Counting(self.counters, "sets"):
             path = _clean(path)
             if refresh:
@@ -313,6 +318,18 @@ class Directory:
         self.changed.add(path)
         return Event(action, _view(node), previous, self.index, refresh)
 
+    def _replace(self, node: Node, value: str) -> Event:
+        """Set a file that is there and lives for ever, as most that are set: all that :meth:`_make` may leave out."""
+        previous = _view(node)
+        index = self.index = self.index + 1
+        node.value = value
+        node.created = node.modified = index
+        self.counters.counts["setsSuccess"] += 1
+        self.changed.add(node.path)
+        event = Event(Action.SET, _view(node), previous, index)
+        self.sink.notify(event)
+        return event
+
     def _directory_for(self, path: str) -> Node:
         """The directory that ``path`` is to be in, made with all above it if it is not there.
 
@@ -431,7 +448,7 @@ def _below(node: Node) -> Iterator[Node]:
 def _view(node: Node, nodes: tuple[NodeView, ...] = ()) -> NodeView:
     is_dir = node.children is not None
     value = None if is_dir else node.value
-    return NodeView(node.path, value, is_dir, node.expires_ns, nodes, node.modified, node.created)
+    return _new_view((node.path, value, is_dir, node.expires_ns, nodes, node.modified, node.created))
 
 
 def _listing(top: Node, recursive: bool, sort: bool) -> NodeView:
