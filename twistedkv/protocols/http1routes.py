@@ -7,6 +7,7 @@ gateway and its metadata, or to a request of the v2 API whose path and query are
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -42,6 +43,9 @@ class Route(NamedTuple):
     limit_bytes: int  # of a body that is read at all
     expects: bool  # to be told that its body is wanted
     close: bool
+
+
+_new_route: Final = partial(tuple.__new__, Route)  # in half the time of its class
 
 
 class Routes:
@@ -89,10 +93,10 @@ class Routes:
         read = fields_of(block[match.end() :])
         if not read.plain or read.hosts != 1 or read.expects:
             return None
-        method, path, query = match[1].decode(), match[2].decode(), (match[3] or b"").decode()
-        asked = site.keys.asked(method, path, query, read.fields)
+        method, path, query = match.groups(b"")
+        asked = site.keys.asked(method.decode(), path.decode(), query.decode(), read.fields)
         close = read.close or (read.length > MAX_DRAINED_BYTES and not asked.takes_body)
-        return Route(None, None, "", asked, read.length, MAX_BODY_BYTES, False, close)
+        return _new_route((None, None, "", asked, read.length, MAX_BODY_BYTES, False, close))
 
     def _parse(self, block: bytes) -> Route | None:
         request = parse_head(block)

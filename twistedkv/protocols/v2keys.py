@@ -13,6 +13,7 @@ etcd's goes silent; and ``quorum`` reads leave no entry in the log.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -41,6 +42,7 @@ _NO_METHOD: Final = error_text(
     405, "Method Not Allowed", Fields([(b"Allow", ",".join(METHODS).encode("ascii")), *ERROR_TEXT.pairs])
 )
 _WRITES: Final = frozenset((Action.SET, Action.CREATE, Action.UPDATE, Action.COMPARE_AND_SWAP))
+_new_answer: Final = partial(tuple.__new__, Answer)  # in half the time of its class
 _FORM: Final = FormReader(NAMES)
 
 # etcdserverpb.Request: field 2 is the method, 3 the path, 4 the value.
@@ -159,13 +161,13 @@ class KeysEndpoint:
             outlet.respond(self.refusal(error))
             return
         body = event_json(event, self._now_ns())
-        outlet.respond(Answer(200, self.fields(event.etcd_index), body, len(body) <= MEASURED_BYTES))
+        outlet.respond(_new_answer((200, self.fields(event.etcd_index), body, len(body) <= MEASURED_BYTES)))
 
     def written(self, event: Event, no_value: bool, outlet: Outlet) -> None:
         """Answer a write that was carried out."""
         body = without_value(event.action) if no_value and event.action in _WRITES else self.shown(event)
         status = 201 if event.is_created else 200
-        outlet.respond(Answer(status, self.fields(event.etcd_index), body, len(body) <= MEASURED_BYTES))
+        outlet.respond(_new_answer((status, self.fields(event.etcd_index), body, len(body) <= MEASURED_BYTES)))
 
     def shown(self, event: Event) -> bytes:
         """A change as everybody is shown it, in the answer to it and as an event, with the times left when it was made.
