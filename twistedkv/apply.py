@@ -34,6 +34,7 @@ from twistedkv.storage.directory import Directory
 from twistedkv.storage.mvcc import Need, Store
 from twistedkv.txn import Done, Executor, txn_cost
 from twistedkv.v2events import Event
+from twistedkv.v2request import PlainSet
 from twistedkv.v2store import V2Store
 from twistedkv.v2watch import V2Hub
 
@@ -210,7 +211,7 @@ class Applier:
             return Done(self.store.revision, b"")
         raise RPCError(Code.UNIMPLEMENTED, "etcdserver: the log holds a request that this version does not know")
 
-    def apply_v2(self, request: Request) -> Event | None:
+    def apply_v2(self, request: Request | PlainSet) -> Event | None:
         """Carry out one request for keys of the v2 API; what happened, None for the passing of time.
 
         Raises:

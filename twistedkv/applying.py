@@ -25,7 +25,7 @@ from twistedkv.raft.messages import Entry, EntryType
 from twistedkv.statekeeper import StateKeeper
 from twistedkv.storage.mvcc import Loan
 from twistedkv.v2errors import V2Error
-from twistedkv.v2request import decode_entry
+from twistedkv.v2request import PlainSet, decode_entry
 from twistedkv.waiting import WaitingRoom
 from twistedkv.wire import HeaderEncoder
 
@@ -158,8 +158,8 @@ class Applying:
                 self.term = entry.term
                 self._listener.term_began(entry.term)
             return True
-        request = self._decode(entry)
-        if isinstance(request, Request):
+        request = self._waiting.take_set(data) or self._decode(entry)
+        if not isinstance(request, InternalRaftRequest):
             self.index, self.term = entry.index, entry.term
             self._apply_v2(request)
             return True
@@ -187,7 +187,7 @@ class Applying:
                 self._sweeper.sweep()
         return True
 
-    def _apply_v2(self, request: Request) -> None:
+    def _apply_v2(self, request: Request | PlainSet) -> None:
         try:
             event = self._applier.apply_v2(request)
         except V2Error as error:

@@ -35,8 +35,8 @@ from twistedkv.pb.raft_pb2 import ConfChange
 from twistedkv.peering import Transport
 from twistedkv.raft.messages import ProposalDropped, Role
 from twistedkv.raft.node import RaftNode
-from twistedkv.v2request import encode_entry
-from twistedkv.waiting import Outcome, V2Waiter, Waiter, WaitingRoom
+from twistedkv.v2request import PlainSet, encode_entry
+from twistedkv.waiting import MOST_NOTED_BYTES, Outcome, V2Waiter, Waiter, WaitingRoom
 from twistedkv.wire import prefixed, varint, varint_of_id
 
 MOST_BYTES: Final = 64 << 20  # that may wait for Raft before new ones are refused
@@ -119,16 +119,27 @@ class Proposals:
             header = prefixed(_HEADER_TAG, b"\x08" + varint_of_id(request_id))
             self._take(request_id, body + header, self._limit_bytes, waiter, leading)
 
-    def add_v2(self, fields: bytes, waiter: V2Waiter | Waiter, *, leading: bool = False) -> None:
+    def add_v2(
+        self,
+        fields: bytes,
+        waiter: V2Waiter | Waiter,
+        *,
+        leading: bool = False,
+        plain: tuple[str, str] | None = None,
+    ) -> None:
         """Take one request for keys of the v2 API; else as :meth:`add`.
 
         Args:
             fields: an encoded ``etcdserverpb.Request`` without an id.
             waiter: of the passing of time (``SYNC``) an ordinary one, which gets an empty answer.
+            plain: path and value, if it sets a file and says nothing else.
         """
         request_id = self._admit(waiter, leading)
         if request_id:
-            self._take(request_id, encode_entry(request_id, fields), V2_MOST_BYTES, waiter, leading)
+            entry = encode_entry(request_id, fields)
+            if plain is not None and len(entry) <= MOST_NOTED_BYTES:
+                self._waiting.note_set(entry, PlainSet(request_id, *plain))
+            self._take(request_id, entry, V2_MOST_BYTES, waiter, leading)
 
     def _admit(self, waiter: Waiter | V2Waiter, leading: bool) -> int:
         """An id for one more request; 0 if it is refused, which ``waiter`` was told."""

@@ -437,10 +437,17 @@ class Member:
             self._proposals.add(body, waiter, leading=leading)
             self._driving.stir()
 
-    def propose_v2(self, fields: bytes, waiter: V2Waiter | Waiter, *, leading: bool = False) -> None:
+    def propose_v2(
+        self,
+        fields: bytes,
+        waiter: V2Waiter | Waiter,
+        *,
+        leading: bool = False,
+        plain: tuple[str, str] | None = None,
+    ) -> None:
         """As :meth:`propose`, for a request for keys of the v2 API; see :meth:`Proposals.add_v2`."""
         if self._takes_more(waiter):
-            self._proposals.add_v2(fields, waiter, leading=leading)
+            self._proposals.add_v2(fields, waiter, leading=leading, plain=plain)
             self._driving.stir()
 
     def _takes_more(self, waiter: Waiter | V2Waiter) -> bool:

@@ -9,7 +9,7 @@ from twistedkv.pb.etcdserver_pb2 import Request
 from twistedkv.storage.directory import Directory
 from twistedkv.v2events import Event
 from twistedkv.v2records import DirectoryRecords
-from twistedkv.v2request import carry_out
+from twistedkv.v2request import PlainSet, carry_out
 from twistedkv.v2watch import History, V2Hub
 
 
@@ -26,7 +26,7 @@ class V2Store:
         self.directory = directory or Directory(self.hub)
         self.records = DirectoryRecords(self.directory, self.hub)
 
-    def apply(self, request: Request) -> Event | None:
+    def apply(self, request: Request | PlainSet) -> Event | None:
         """Carry out one request; see :func:`twistedkv.v2request.carry_out`.
 
         Raises:

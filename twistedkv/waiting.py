@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from twisted.internet.defer import Deferred
 
 from twistedkv.compaction import Sweeper
 from twistedkv.v2events import Event
+from twistedkv.v2request import PlainSet
+
+MOST_NOTED_BYTES: Final = 4096  # of an entry, whose hash is what it is found by
+_MOST_SETS: Final = 1024  # at once
 
 
 class Waiter(Protocol):
@@ -69,6 +73,7 @@ class WaitingRoom:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._waiters: dict[int, tuple[Waiter | V2Waiter, float]] = {}  # with the deadline, which grows with each
+        self._sets: dict[bytes, PlainSet] = {}  # what some of them wait for, by the log entry that says so
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -86,6 +91,16 @@ class WaitingRoom:
         """The same for a request for keys of the v2 API."""
         waiting = self._waiters.pop(request_id, None)
         return None if waiting is None else cast(V2Waiter, waiting[0])
+
+    def note_set(self, entry: bytes, plain: PlainSet) -> None:
+        """Remember what ``entry`` says, until it is committed, or as long as there is room."""
+        if len(self._sets) >= _MOST_SETS:
+            self._sets.clear()
+        self._sets[entry] = plain
+
+    def take_set(self, entry: bytes) -> PlainSet | None:
+        """What was noted of this entry; None if nothing was."""
+        return self._sets.pop(entry, None) if self._sets and len(entry) <= MOST_NOTED_BYTES else None
 
     def expired(self, now_s: float) -> list[tuple[int, Waiter | V2Waiter]]:
         """Those whose time is up, with the ids of their requests; they wait no more."""

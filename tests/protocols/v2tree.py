@@ -25,11 +25,15 @@ class TreeMember:
     def __init__(self) -> None:
         self.directory = Directory(V2Hub())
         self.proposed: list[Request] = []
+        self.encoded: list[bytes] = []  # the same, as it came
+        self.plain: list[tuple[str, str] | None] = []  # what was said of each
         self.held: list[Any] | None = None  # who waits, once it is a list
         self.failing: KVError | None = None
 
-    def propose_v2(self, fields: bytes, waiter: Any) -> None:
+    def propose_v2(self, fields: bytes, waiter: Any, *, plain: tuple[str, str] | None = None) -> None:
         """As :meth:`twistedkv.server.Member.propose_v2`."""
+        self.encoded.append(fields)
+        self.plain.append(plain)
         self.proposed.append(Request.FromString(fields))
         if self.failing is not None:
             waiter.fail(self.failing)

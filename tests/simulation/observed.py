@@ -18,6 +18,7 @@ from twistedkv.storage.wal import WAL
 from twistedkv.txn import Done
 from twistedkv.v2errors import V2Error
 from twistedkv.v2events import Action, Event
+from twistedkv.v2request import PlainSet
 
 
 class ObservedLog(WAL):
@@ -51,7 +52,7 @@ class ObservedApplier(Applier):
         self.outcome(Outcome(f"{done.revision} {done.body!r}", rows, changes_members, revoked))
         return done
 
-    def apply_v2(self, request: Request) -> Event | None:
+    def apply_v2(self, request: Request | PlainSet) -> Event | None:
         try:
             event = super().apply_v2(request)
         except V2Error as error:
@@ -60,7 +61,8 @@ class ObservedApplier(Applier):
         facts = None
         if event is not None and event.action is not Action.GET:
             facts = V2Facts(event.index, event.action, event.node.key, event.node.value)
-        self.outcome(Outcome(request.Method, (), False, 0, facts))
+        method = "PUT" if isinstance(request, PlainSet) else request.Method
+        self.outcome(Outcome(method, (), False, 0, facts))
         return event
 
 

@@ -98,8 +98,12 @@ class KeysMember(Protocol):
     def when_readable(self, ready: Callable[[], None], fail: Callable[[KVError], None]) -> None:
         """Call ``ready`` once this member's state has all that was acknowledged before now."""
 
-    def propose_v2(self, fields: bytes, waiter: Writing) -> None:
-        """Have an encoded ``etcdserverpb.Request`` without an id carried out by all members."""
+    def propose_v2(self, fields: bytes, waiter: Writing, *, plain: tuple[str, str] | None = None) -> None:
+        """Have an encoded ``etcdserverpb.Request`` without an id carried out by all members.
+
+        Args:
+            plain: path and value, if it sets a file and says nothing else.
+        """
 
 
 class KeysEndpoint:
@@ -127,9 +131,11 @@ class KeysEndpoint:
         asked = self.asked(request.method, request.path, request.query, request.fields)
         return asked.serve(request.body, request.peer, outlet)
 
-    def put(self, fields: bytes, outlet: Outlet) -> None:
-        """Carry out a write that is allowed: an encoded ``Request``."""
-        self._member.propose_v2(fields, _Write(self, outlet, False))
+    def set(self, path: str, request: bytes, value: bytes, outlet: Outlet) -> None:
+        """Set a file, which is allowed, by an encoded ``Request`` that has no value yet."""
+        fields = request + prefixed(_VALUE_TAG, value) if value else request
+        plain = (path, value.decode("utf-8", "surrogateescape"))
+        self._member.propose_v2(fields, _Write(self, outlet, False), plain=plain)
 
     def carry_out(self, asked: KeyRequest, outlet: Outlet) -> Callable[[], None] | None:
         """Answer a request that is allowed."""
@@ -302,7 +308,7 @@ class AskedForKeys:
                 return None
             value = plain_value(body) if self._plain_put else None
             if value is not None and keys.access.open_to_all():
-                keys.put(self._plain_put + prefixed(_VALUE_TAG, value) if value else self._plain_put, outlet)
+                keys.set(self._path, self._plain_put, value, outlet)
                 return None
             try:
                 asked = self._parse(_FORM.body(body) if body else {})

@@ -22,7 +22,7 @@ from twistedkv.storage.worker import StorageWorker
 P = ParamSpec("P")
 T = TypeVar("T")
 
-DELAY_S = 0.5  # the longest that a change waits in the buffer
+DELAY_S = 1.0  # the longest that a change waits in the buffer
 FULL_ROWS = 10_000  # as many are written at once
 RETRY_FIRST_S = 0.1
 RETRY_LONGEST_S = 5.0
