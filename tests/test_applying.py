@@ -9,7 +9,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.station import Answer, HeldWorker
-from twistedkv import statekeeper
+from twistedkv import statekeeper, waiting
 from twistedkv.apply import META_APPLIED_INDEX, Alarms, Applier
 from twistedkv.applying import Applying
 from twistedkv.compaction import Sweeper
@@ -39,7 +39,8 @@ from twistedkv.storage.keyindex import KeyIndex
 from twistedkv.storage.memory import MemoryBackend
 from twistedkv.storage.mvcc import Store
 from twistedkv.txn import Done
-from twistedkv.v2errors import V2Error
+from twistedkv.v2errors import V2Code, V2Error
+from twistedkv.v2request import PlainSet, encode_entry
 from twistedkv.waiting import WaitingRoom
 from twistedkv.wire import HeaderEncoder
 
@@ -360,6 +361,126 @@ class ApplyingTests(SynchronousTestCase):
         self.clock.advance(1)
         self.assertEqual(self.backend.records(Bucket.META)[META_APPLIED_INDEX], b"2")
         self.assertNotIn(b"/1/k", self.backend.records(Bucket.DIRECTORY))
+
+    def plain(
+        self, path: str = "/1/k", value: str = "v", *, noted: bool = True, id_: int | None = None
+    ) -> tuple[Entry, Answer]:
+        """An entry that sets a file, which somebody waits for, as this member proposes it."""
+        answer, request_id = Answer(), id_ or self.next
+        self.waiting.add(request_id, answer, 0.0)
+        path_, value_ = (each.encode("utf-8", "surrogateescape") for each in (path, value))
+        data = encode_entry(request_id, Request(Method="PUT", Path=path_, Val=value_ or None).SerializeToString())
+        if noted:
+            self.waiting.note_set(data, PlainSet(request_id, path, value))
+        return self.entry(bytes(bytearray(data))), answer  # it comes back over a network, or from a disk
+
+    def outcome(self, sets: list[tuple[str, str]], *, noted: bool) -> object:
+        """What comes of these on a new member: answers, tree, statistics, what is to be kept, who still waits."""
+        self.make(Applier)
+        answers = self.apply(*[self.plain(path, value, noted=noted) for path, value in sets])
+        told: list[object] = []
+        for answer in answers:
+            event, error = answer.event, answer.error
+            if event is not None:
+                told.append((event.action, event.node, event.previous, event.etcd_index, event.refresh, answer.error))
+            else:
+                assert isinstance(error, V2Error)
+                told.append((error.code, error.cause, error.index, error.status, answer.message))
+        tree = self.applier.v2.directory
+        shown = (tree.get("/", True, True).node, tree.index, tree.changed, tree.counters.counts)
+        listener = self.listener
+        heard = (listener.sizes, listener.terms, listener.batches, len(self.waiting), self.failures)
+        return told, shown, heard, (self.applying.index, self.applying.term, self.store.revision)
+
+    def test_a_noted_set_needs_no_decoding(self) -> None:
+        """An entry that this member has proposed is carried out by what was noted of it, once; then by what it says."""
+        entry, answer = self.plain()
+        self.waiting.note_set(entry.data, PlainSet(1, "/1/noted", "n"))
+        self.applying.add([entry])
+        self.waiting.add(1, again := Answer(), 0.0)
+        self.applying.add([self.entry(entry.data)])
+        assert answer.event is not None
+        assert again.event is not None
+        self.assertEqual([each.event.node.key for each in (answer, again) if each.event], ["/1/noted", "/1/k"])
+        self.assertIsNone(self.waiting.take_set(entry.data))
+        self.assertEqual((self.applying.index, self.applying.term, len(self.waiting)), (2, 2, 0))
+
+    def test_noted_sets_are_as_decoded_ones(self) -> None:
+        """In answers and refusals, tree, statistics, sizes and indexes."""
+        sets = [
+            ("/1/k", "v"),
+            ("/1/k", "v"),
+            ("/1/k", ""),
+            ("/1/d/e/f", "1"),
+            ("/1/d/e", "a directory is there"),
+            ("/1/k/below", "a file is above"),
+            ("/1", "the root"),
+            ("/1/_hidden", "2"),
+            ("/1/\udcff\xe9", "\udcfe\u20ac"),
+            ("/1//k/./x/../", "3"),
+            ("/1/long", "x" * 5000),
+        ]
+        decoded = self.outcome(sets, noted=False)
+        self.assertEqual(self.outcome(sets, noted=True), decoded)
+        self.assertEqual(len(self.waiting), 0)
+        self.patch(waiting, "_MOST_SETS", 4)
+        self.assertEqual(self.outcome(sets, noted=True), decoded)
+        self.assertEqual(self.applier.v2.directory.counters.counts["setsFail"], 3)
+
+    def test_refused_sets_are_told_alike(self) -> None:
+        """A set below a file, of a directory, and of the root fails by the same rule, be it noted or not."""
+        for path, code, cause in (
+            ("/1/d", V2Code.NOT_FILE, "/1/d"),
+            ("/1/d/f/below/it", V2Code.NOT_DIR, "/1/d/f"),
+            ("/1", V2Code.ROOT_READ_ONLY, "/"),
+        ):
+            for noted in (True, False):
+                self.make(Applier)
+                (made, refused) = self.apply(self.plain("/1/d/f"), self.plain(path, noted=noted))
+                self.assertIsNotNone(made.event)
+                assert isinstance(refused.error, V2Error)
+                self.assertEqual((refused.error.code, refused.error.cause, refused.error.index), (code, cause, 1))
+                self.assertEqual((self.applying.index, len(self.waiting)), (2, 0))
+
+    def test_sets_that_look_alike_are_told_apart(self) -> None:
+        """Each by its id, whether or not it was noted, and in the order of the log."""
+        entries, answers = zip(*[self.plain(id_=70 + number, noted=number != 2) for number in range(4)], strict=True)
+        self.applying.add([entries[number] for number in (3, 0, 2, 1)])
+        self.assertEqual([answer.event and answer.event.index for answer in answers], [2, 4, 3, 1])
+        self.assertEqual([self.waiting.take_set(entry.data) for entry in entries], [None] * 4)
+
+    def test_a_noted_set_that_comes_twice(self) -> None:
+        """A proposal that was sent on twice is carried out twice, by all members alike, and answered once."""
+        entry, answer = self.plain()
+        self.applying.add([entry, self.entry(entry.data)])
+        assert answer.event is not None
+        self.assertEqual((answer.event.index, self.applier.v2.directory.index, self.applying.index), (1, 2, 2))
+
+    def test_a_noted_set_that_nobody_waits_for_any_more(self) -> None:
+        """It is carried out as if somebody did."""
+        entry, answer = self.plain()
+        self.assertIs(self.waiting.take_v2(1), answer)
+        self.applying.add([entry])
+        self.assertFalse(answer.done)
+        self.assertEqual((self.applier.v2.directory.index, self.applying.index), (1, 1))
+
+    def test_noted_sets_behind_what_has_to_be_fetched(self) -> None:
+        """They wait with it, and are carried out from their notes then; those dropped for a snapshot are not."""
+        self.apply(self.put(value=b"old"), self.put(value=b"new"))
+        self.worker.held = True
+        first = [self.request(txn=READ_OLD), self.plain("/1/a")]
+        txn, waits = self.apply(*first)
+        self.assertFalse(txn.done or waits.done)
+        self.worker.release()
+        self.assertTrue(txn.done and waits.done)
+        self.worker.held = True
+        second = [self.request(txn=READ_OLD), self.plain("/1/b")]
+        _, dropped = self.apply(*second)
+        self.applying.interrupt()
+        self.worker.release()
+        self.assertFalse(dropped.done)
+        self.assertIsNone(self.applier.v2.directory.node("/1/b"))
+        self.assertIsNone(self.waiting.take_set(first[1][0].data))
 
     def test_a_compaction_begins_to_sweep(self) -> None:
         """An applied compaction has its rows deleted behind the scenes; whoever asked is answered before that."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedkv import gojson
-from twistedkv.gojson import loads, quoted
+from twistedkv.gojson import is_plain, loads, quoted
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -30,6 +30,21 @@ class QuotedTests(SynchronousTestCase):
         """They are what they stand for when they are read by us, and do not keep the whole from being UTF-8."""
         self.assertEqual(quoted("a\udcff"), '"a\\udcff"')
         self.assertEqual(json.loads(quoted("\udcff\udc80").encode()), "\udcff\udc80")
+
+    def test_what_is_plain(self) -> None:
+        """Each character that Go does not escape, alone and among others, and nothing at all."""
+        escaped = {*range(0x20), *map(ord, '"\\<>&\u2028\u2029'), *range(0xD800, 0xE000)}
+        self.assertTrue(is_plain(""))
+        for code in (*range(0x180), *range(0x2020, 0x2030), 0xD7FF, 0xD800, 0xDBFF, 0xDC80, 0xDFFF, 0xE000, 0x1F600):
+            for text in (chr(code), f"a{chr(code)}b", f"\xe9{chr(code)}"):
+                self.assertIs(is_plain(text), code not in escaped, ascii(text))
+
+    @given(st.lists(st.sampled_from('a/ \x7f\xe9\u20ac\U0001f600"\\<>&\n\0\x1f\u2028\udcff')).map("".join))
+    @settings(max_examples=60, deadline=None)
+    def test_what_is_plain_is_written_as_it_is(self, text: str) -> None:
+        """All other text is written otherwise, by character."""
+        escaped = "".join(quoted(character)[1:-1] for character in text)
+        self.assertEqual((is_plain(text), quoted(text)), (escaped == text, f'"{escaped}"'))
 
     @given(st.text())
     def test_read_back(self, text: str) -> None:

@@ -34,8 +34,8 @@ from twistedkv.raft.config import Config
 from twistedkv.raft.log import RaftLog
 from twistedkv.raft.messages import ConfState, Entry, EntryType, HardState, Message, MessageType
 from twistedkv.raft.node import RaftNode
-from twistedkv.v2request import decode_entry
-from twistedkv.waiting import Waiter, WaitingRoom
+from twistedkv.v2request import PlainSet, decode_entry, encode_entry
+from twistedkv.waiting import MOST_NOTED_BYTES, Waiter, WaitingRoom
 
 ME, OTHER, THIRD = 1, 2, 3
 TIMEOUT_S, ELECTION_S = 7.0, 1.0
@@ -74,7 +74,7 @@ class ProposalsCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.stirred = 0
-        self.surroundings = Surroundings()
+        self.surroundings: Any = Surroundings()
         self.metrics = Metrics()
         self.waiting = WaitingRoom(TIMEOUT_S)
         self.node = RaftNode(
@@ -217,6 +217,61 @@ class BatchTests(ProposalsCase):
         assert isinstance(found, Request)
         self.assertEqual((found.Path, found.Val), (b"/1/k", long))
         self.assertIs(self.waiting.take_v2(found.ID), answer)
+
+    def test_plain_sets_are_noted(self) -> None:
+        """What the entry of a plain set says is known by its bytes, with its id, until it is applied; of others not."""
+        self.lead()
+        first = self.node.log.last_index + 1
+        fields = Request(Method="PUT", Path=b"/1/\xff", Val=b"v").SerializeToString()
+        plain = ("/1/\udcff", "v")
+        answers = [Answer() for _ in range(3)]
+        self.proposals.add_v2(fields, answers[0], plain=plain)
+        self.proposals.add_v2(fields, answers[1])
+        self.proposals.add_v2(fields, answers[2], plain=plain)
+        self.proposals.give()
+        entries = self.node.log.slice(first, first + 2)
+        requests = [decode_entry(entry.data) for entry in entries]
+        assert all(isinstance(request, Request) for request in requests)
+        ids = [request.ID for request in requests if isinstance(request, Request)]
+        self.assertEqual([entry.data for entry in entries], [encode_entry(each, fields) for each in ids])
+        self.assertEqual(
+            [self.waiting.take_set(entry.data) for entry in entries],
+            [PlainSet(ids[0], *plain), None, PlainSet(ids[2], *plain)],
+        )
+        self.assertEqual([self.waiting.take_set(entry.data) for entry in entries], [None] * 3)
+        self.assertEqual([self.waiting.take_v2(each) for each in ids], answers)
+
+    def test_long_sets_are_not_noted(self) -> None:
+        """An entry of so many bytes is, and one of a byte more is decoded like any other."""
+        self.lead()
+        index = self.node.log.last_index
+        bare = Request(Method="PUT", Path=b"/1/k", Val=bytes(1000)).SerializeToString()
+        self.proposals.add_v2(bare, Answer())
+        self.proposals.give()
+        rest = len(self.node.log.slice(index + 1, index + 1)[0].data) - 1000  # lengths have two bytes from 128 on
+        for more, noted in ((0, True), (1, False)):
+            value = "x" * (MOST_NOTED_BYTES - rest + more)
+            fields = Request(Method="PUT", Path=b"/1/k", Val=value.encode()).SerializeToString()
+            self.proposals.add_v2(fields, Answer(), plain=("/1/k", value))
+            self.proposals.give()
+            (entry,) = self.node.log.slice(index + 2 + more, index + 2 + more)
+            self.assertEqual(len(entry.data), MOST_NOTED_BYTES + more)
+            found = self.waiting.take_set(entry.data)
+            self.assertEqual(found and found.value, value if noted else None)
+
+    def test_refused_sets_are_not_noted(self) -> None:
+        """Nobody will ever apply them."""
+        noted: list[bytes] = []
+        self.patch(self.waiting, "note_set", lambda entry, plain: noted.append(entry))
+        self.patch(proposals, "MOST_BYTES", 10)
+        fields = Request(Method="PUT", Path=b"/1/k", Val=b"v").SerializeToString()
+        answers = [Answer() for _ in range(3)]
+        for answer, leading in zip(answers, (True, False, False), strict=True):
+            self.proposals.add_v2(fields, answer, leading=leading, plain=("/1/k", "v"))
+        self.assert_error(answers[0], NotLeaderError)
+        self.assertFalse(answers[1].done)
+        self.assert_error(answers[2], TooManyRequestsError)
+        self.assertEqual(len(noted), 1)
 
     def test_too_many(self) -> None:
         """No more than so many bytes wait for Raft; there is room again once it takes some, or their time is up."""

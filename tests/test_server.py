@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.nopeers import NoPeers
 from tests.station import Answer, RefusingMemory, Station, UnreadableMemory
 from tests.workers import SteppedWorker
-from twistedkv import server, statekeeper
+from twistedkv import applying, server, statekeeper
 from twistedkv.errors import (
     KVError,
     NoSpaceError,
@@ -22,6 +22,7 @@ from twistedkv.errors import (
     TooManyRequestsError,
 )
 from twistedkv.members import MemberInfo
+from twistedkv.pb.etcdserver_pb2 import Request
 from twistedkv.pb.raft_internal_pb2 import InternalRaftRequest
 from twistedkv.pb.raft_pb2 import ConfChange, ConfChangeRemoveNode
 from twistedkv.pb.rpc_pb2 import (
@@ -38,6 +39,7 @@ from twistedkv.pb.rpc_pb2 import (
 from twistedkv.server import Member
 from twistedkv.storage.backend import BackendError, Bucket, Size
 from twistedkv.storage.mvcc import Loan
+from twistedkv.v2request import decode_entry
 
 ME = 7
 
@@ -121,6 +123,31 @@ class MemberTests(MemberCase):
         answer = self.station.put(b"next")
         self.clock.advance(0)
         self.assertEqual(answer.revision, 12)
+
+    def test_a_plain_set_of_a_v2_key_is_not_decoded(self) -> None:
+        """The member that proposed it knows what its entry says; after a crash it is read from the log."""
+        decoded: list[bytes] = []
+
+        def decode(data: bytes) -> InternalRaftRequest | Request:
+            decoded.append(data)
+            return decode_entry(data)
+
+        self.patch(applying, "decode_entry", decode)
+        member = self.start()
+        decoded.clear()
+        before = member.directory.index
+        answers = [Answer() for _ in range(3)]
+        fields = Request(Method="PUT", Path=b"/1/k", Val=b"v").SerializeToString()
+        for answer, plain in zip(answers, (("/1/k", "v"), None, ("/1/k", "v")), strict=True):
+            member.propose_v2(fields, answer, plain=plain)
+        self.clock.advance(0)
+        self.assertEqual([answer.event and answer.event.index - before for answer in answers], [1, 2, 3])
+        self.assertEqual(len(decoded), 1)
+        shown = member.directory.get("/", True, True).node
+        self.station.crash()
+        again = self.start()
+        self.assertEqual(again.directory.get("/", True, True).node, shown)
+        self.assertGreater(len(decoded), 3)
 
     def test_nothing_is_applied_twice(self) -> None:
         """What the database has already is not applied again from the log."""

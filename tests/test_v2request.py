@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -16,7 +17,7 @@ from twistedkv.pb.rpc_pb2 import PutRequest
 from twistedkv.storage.directory import Directory
 from twistedkv.v2errors import V2Code, V2Error
 from twistedkv.v2events import Action, Event
-from twistedkv.v2request import carry_out, decode_entry, encode_entry
+from twistedkv.v2request import PlainSet, carry_out, decode_entry, encode_entry
 from twistedkv.v2watch import V2Hub
 
 # What members of etcd 3.5.1 wrote into their log: all fields, also those that are zero.
@@ -60,7 +61,8 @@ class DecodeTests(SynchronousTestCase):
 
     def test_attributes_that_are_left_out(self) -> None:
         """Go leaves out what is empty, or writes null for it."""
-        for fields in ({}, {"name": "", "clientURLs": None}, {"clientURLs": []}):
+        every: tuple[dict[str, Any], ...] = ({}, {"name": "", "clientURLs": None}, {"clientURLs": []})
+        for fields in every:
             found = attributes("/0/members/a/attributes", fields).cluster_member_attr_set
             self.assertEqual((found.member_ID, found.member_attributes), (0xA, Attributes()))
 
@@ -145,9 +147,9 @@ class CarryOutTests(SynchronousTestCase):
         return event
 
     def refused(self, method: str, path: bytes = b"/1/k", **fields: Any) -> V2Code:
-        with self.assertRaises(V2Error) as error:
-            self.do(method, path, **fields)
-        return error.exception.code
+        code = self.assertRaises(V2Error, self.do, method, path, **fields).code
+        assert isinstance(code, V2Code)
+        return code
 
     def test_puts(self) -> None:
         """Sets, creates, updates and swaps, by what the request says of the value that was there."""
@@ -158,6 +160,49 @@ class CarryOutTests(SynchronousTestCase):
         self.assertIs(self.do("PUT", PrevValue=b"b", Val=b"c").action, Action.COMPARE_AND_SWAP)
         self.assertIs(self.refused("PUT", PrevExist=True, PrevIndex=99), V2Code.TEST_FAILED)
         self.assertTrue(self.do("PUT", b"/1/d", Dir=True).node.is_dir)
+
+    @given(st.binary(max_size=20), st.binary(max_size=40), st.integers(1, (1 << 64) - 1))
+    @settings(max_examples=60, deadline=None)
+    def test_a_plain_set(self, name: bytes, value: bytes, request_id: int) -> None:
+        """A set of which path and value are known as text does what its entry does, whatever its key and value are."""
+        path = b"/1/" + name
+        entry = encode_entry(request_id, Request(Method="PUT", Path=path, Val=value or None).SerializeToString())
+        plain = PlainSet(request_id, *(each.decode("utf-8", "surrogateescape") for each in (path, value)))
+        decoded = decode_entry(entry)
+        assert isinstance(decoded, Request)
+        self.assertEqual(decoded.ID, plain.ID)
+        outcomes: list[object] = []
+        for request in (decoded, plain):
+            tree = Directory(V2Hub())
+            for before in (None, b"/1/d/e", path + b"/below", path):
+                if before is not None:
+                    with contextlib.suppress(V2Error):
+                        carry_out(Request(Method="PUT", Path=before, Val=b"old"), tree)
+                try:
+                    event = carry_out(request, tree)
+                except V2Error as error:
+                    outcomes.append((error.code, error.cause, error.index))
+                else:
+                    assert event is not None
+                    outcomes.append((event.action, event.node, event.previous, event.etcd_index, event.refresh))
+            outcomes.append((tree.get("/", True, True).node, tree.index, tree.changed, tree.counters.counts))
+        self.assertEqual(outcomes[:5], outcomes[5:])
+
+    def test_a_plain_set_replaces_what_it_may(self) -> None:
+        """A file, whatever its end is; neither a directory nor the root, and there is nothing below a file."""
+        self.do("PUT", Val=b"old", Expiration=1_700_000_000_000_000_000)
+        self.do("PUT", b"/1/d/e", Val=b"x")
+        event = carry_out(PlainSet(1, "/1/k", "new"), self.directory)
+        assert event is not None
+        assert event.previous is not None
+        self.assertEqual((event.node.value, event.node.expires_ns, event.previous.value), ("new", 0, "old"))
+        for path, code in (
+            ("/1/d", V2Code.NOT_FILE),
+            ("/1", V2Code.ROOT_READ_ONLY),
+            ("/1/k/below", V2Code.NOT_DIR),
+        ):
+            error = self.assertRaises(V2Error, carry_out, PlainSet(1, path, "v"), self.directory)
+            self.assertEqual((error.code, error.index), (code, 3))
 
     def test_the_others(self) -> None:
         """In-order keys, deletions, swaps with nothing, and reads of members of etcd."""

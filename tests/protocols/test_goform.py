@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedkv.protocols.goform import FORM_TYPE, MAX_BODY_BYTES, FormError, FormReader, is_form, parse_bool, parse_uint
+from twistedkv.protocols.goform import (
+    FORM_TYPE,
+    MAX_BODY_BYTES,
+    FormError,
+    FormReader,
+    is_form,
+    parse_bool,
+    parse_uint,
+    plain_value,
+)
 
 NAMES = ("value", "ttl", "dir")
 FORM = FormReader(NAMES)
@@ -112,6 +121,42 @@ class PairsTests(SynchronousTestCase):
             began_s = time.process_time()
             FORM.pairs(data)
             self.assertLess(time.process_time() - began_s, 1.0, unit)
+
+
+class PlainValueTests(SynchronousTestCase):
+    """The form of most writes, which is read at a glance."""
+
+    def test_what_is_plain(self) -> None:
+        """A value that stands for itself, whatever bytes it has, and the empty one."""
+        for value in (b"bar", b"", b"a=b", b"value=", b"\xff\x00\r\n", "\xe9\u20ac".encode(), b" ?#/\\\"'"):
+            self.assertEqual(plain_value(b"value=" + value), value)
+
+    def test_what_is_not(self) -> None:
+        """Whatever has another name, a second one, or something to be decoded, and what is no form at all."""
+        for body in (
+            *(b"", b"value", b"Value=1", b"valu=1", b"values=1", b" value=1", b"ttl=5", b"=value=1", b"val%75e=1"),
+            *(b"value=1&ttl=5", b"value=1;ttl=5", b"value=1&", b"value=&", b";value=1", b"&value=1", b"ttl=5&value=1"),
+            *(b"value=%41", b"value=%", b"value=%zz", b"value=a+b", b"value=+"),
+        ):
+            self.assertIsNone(plain_value(body), body)
+
+    @given(
+        st.sampled_from((b"value=", b"value=", b"value", b"ttl=", b"")),
+        st.lists(st.sampled_from((b"&", b"%", b"+", b";", b"=", b"%41", b"value=", b"\xc3\xa9", b"x")) | st.binary()),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_it_is_what_a_reader_of_forms_finds(self, start: bytes, parts: list[bytes]) -> None:
+        """A plain value is the only one in its form."""
+        body = start + b"".join(parts)
+        value = plain_value(body)
+        if value is not None:
+            self.assertEqual(FORM.body(body), {"value": value.decode("utf-8", "surrogateescape")})
+
+    def test_a_body_may_have_ten_megabytes(self) -> None:
+        """One byte more is left to who refuses it."""
+        value = b"x" * (MAX_BODY_BYTES - len(b"value="))
+        self.assertEqual(plain_value(b"value=" + value), value)
+        self.assertIsNone(plain_value(b"value=x" + value))
 
 
 class ReadTests(SynchronousTestCase):

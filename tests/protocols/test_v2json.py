@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -15,6 +15,17 @@ from twistedkv.v2events import Action, Event, NodeView
 
 S = 1_000_000_000
 NOW_NS = 1_795_634_000 * S  # 2026-11-25T19:13:20Z
+
+
+# What Go's encoder treats in one way each, and some that it leaves alone.
+TEXTS = st.lists(
+    st.sampled_from(
+        ("a", "/", " ", "\x7f", "\0", "\n", "\x1f", '"', "\\", "<", ">", "&", "\u2028", "\udcff", "\xe9", "\U0001f600")
+    )
+    | st.characters(exclude_categories=()),
+    max_size=4,
+).map("".join)
+PLAIN = st.sampled_from(("", "bar", "a b/c", "\x7f"))
 
 
 def file(
@@ -116,6 +127,60 @@ class EventTests(SynchronousTestCase):
             view = directory("/1/d", view)
         shown = event_json(Event(Action.GET, view, None, 9), NOW_NS)
         self.assertEqual((shown.count(b'"nodes":['), shown.count(b"]")), (20_000, 20_000))
+
+    @given(
+        st.sampled_from((Action.SET, Action.UPDATE, Action.COMPARE_AND_SWAP)),
+        st.tuples(TEXTS | PLAIN, TEXTS | PLAIN, TEXTS | PLAIN),
+        st.tuples(st.sampled_from((0, 0, 0, NOW_NS, NOW_NS + 5 * S)), st.sampled_from((0, 0, 0, NOW_NS + 1))),
+        st.tuples(*[st.integers(1, 1 << 64)] * 4),
+    )
+    @settings(max_examples=150, deadline=None)
+    def test_a_file_in_place_of_another_is_shown_as_each_of_them_is(
+        self,
+        action: Action,
+        texts: tuple[str, str, str],
+        ends_ns: tuple[int, int],
+        indexes: tuple[int, int, int, int],
+    ) -> None:
+        """Whatever their key and values are, with or without an end."""
+        key, value, before = f"/1/{texts[0]}", texts[1], texts[2]
+        node = NodeView(key, value, False, ends_ns[0], (), *indexes[:2])
+        previous = NodeView(key, before, False, ends_ns[1], (), *indexes[2:])
+        start = f'{{"action":"{action}","node":'
+        each = [self.show(action, view).removeprefix(start).removesuffix("}") for view in (node, previous)]
+        self.assertEqual(self.show(action, node, previous), f'{start}{each[0]},"prevNode":{each[1]}}}')
+
+    def test_a_file_in_place_of_another(self) -> None:
+        """With what has to be escaped in its key, its value or the value before, and in none of them."""
+        for text, shown in (
+            ("", ""),
+            ("plain /\x7f", "plain /\x7f"),
+            ("\n\x01\x1f", "\\n\\u0001\\u001f"),
+            ('"\\', '\\"\\\\'),
+            ("<&>", "\\u003c\\u0026\\u003e"),
+            ("\u2028\udcff\xe9", "\\u2028\\ufffd\xe9"),
+        ):
+            for key, value, before in ((text, "v", "b"), ("k", text, "b"), ("k", "v", text)):
+                escaped = [shown if each is text else each for each in (key, value, before)]
+                node = file(f"/1/{key}", value, modified=8, created=7)
+                self.assertEqual(
+                    self.show(Action.SET, node, file(f"/1/{key}", before, modified=6, created=5)),
+                    f'{{"action":"set","node":{{"key":"/{escaped[0]}","value":"{escaped[1]}","modifiedIndex":8,'
+                    f'"createdIndex":7}},"prevNode":{{"key":"/{escaped[0]}","value":"{escaped[2]}","modifiedIndex":6,'
+                    '"createdIndex":5}}',
+                )
+
+    def test_a_file_in_place_of_another_kind(self) -> None:
+        """A directory in place of a file has no value, and its end is shown."""
+        self.assertEqual(
+            self.show(Action.SET, directory("/1/foo"), file()),
+            '{"action":"set","node":{"key":"/foo","dir":true,"modifiedIndex":3,"createdIndex":3},'
+            '"prevNode":{"key":"/foo","value":"bar","modifiedIndex":5,"createdIndex":4}}',
+        )
+        for ends_ns in ((NOW_NS + S, 0), (0, NOW_NS + S)):
+            node, previous = (file(expires_ns=end_ns) for end_ns in ends_ns)
+            shown = json.loads(self.show(Action.SET, node, previous))
+            self.assertEqual(["ttl" in shown[name] for name in ("node", "prevNode")], [end > 0 for end in ends_ns])
 
     def test_an_action_alone(self) -> None:
         """For those who want no value."""

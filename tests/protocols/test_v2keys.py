@@ -27,14 +27,19 @@ class Judge(OpenAccess):
     """Access that a test decides on."""
 
     def __init__(self) -> None:
+        self.open = False
+        self.looks = 0  # whether it is
         self.verdict: bool | Deferred[bool] = True
         self.asked: list[tuple[str, str, bool]] = []
+        self.requests: list[V2Request] = []
 
     def open_to_all(self) -> bool:
-        return False
+        self.looks += 1
+        return self.open
 
     def may_use_key(self, request: V2Request, key: str, recursive: bool) -> Any:
         self.asked.append((request.method, key, recursive))
+        self.requests.append(request)
         return self.verdict
 
 
@@ -59,6 +64,7 @@ class KeysCase(SynchronousTestCase):
     def answer(self, method: str, target: str, body: str | None = None) -> Answer:
         """The answer, which comes at once."""
         outlet, _ = self.send(method, target, body)
+        answer: Answer
         (answer,) = outlet.answers
         return answer
 
@@ -412,6 +418,30 @@ class PermissionTests(KeysCase):
             )
         self.assertEqual(self.judge.asked, [("GET", "/a", True), ("PUT", "/a/", False), ("GET", "", False)])
         self.assertEqual((self.member.proposed, self.member.v2hub.count), ([], 0))
+
+    def test_whether_all_may_is_asked_once(self) -> None:
+        """For every request that gets as far as that, and for no other."""
+        for opened in (True, False):
+            self.judge.open = opened
+            for method, target, body, looks in (
+                ("PUT", "/a", "value=1", 1),
+                ("PUT", "/a", "value=1&ttl=5", 1),
+                ("PUT", "/a", "", 1),
+                ("PUT", "/a?value=1", None, 1),
+                ("POST", "/q", "value=1", 1),
+                ("GET", "/a", None, 1),
+                ("HEAD", "/a", None, 1),
+                ("DELETE", "/a", None, 1),
+                ("PUT", "/a", "value=%zz", 0),
+                ("PUT", "/a?ttl=x", "value=1", 0),
+                ("PATCH", "/a", "value=1", 0),
+            ):
+                self.judge.looks = 0
+                self.judge.asked.clear()
+                self.answer(method, target, body)
+                self.assertEqual(
+                    (self.judge.looks, len(self.judge.asked)), (looks, looks * (not opened)), (method, body)
+                )
 
     def test_a_verdict_may_take_its_time(self) -> None:
         """Then the request is answered, or refused."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import Clock
 
 from tests.protocols.v2tree import TreeMember
@@ -20,7 +21,7 @@ class KeysMember(TreeMember):
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
-        self.reactor = clock
+        self.reactor: IReactorTime = clock
         sink = self.directory.sink
         assert isinstance(sink, V2Hub)
         self.v2hub = sink

@@ -7,6 +7,7 @@ That all members carry out the same, and keep the same tree, is checked as for e
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from tests.simulation.clients import Surroundings
@@ -50,7 +51,9 @@ class V2Client:
             return
         attempt = V2Attempt(self._world, process, self.start)
         process.calls[attempt] = None
-        process.time.from_outside(0.001, process.member.propose_v2, self._request().SerializeToString(), attempt)
+        request = self._request()
+        propose = partial(process.member.propose_v2, plain=plain(request))
+        process.time.from_outside(0.001, propose, request.SerializeToString(), attempt)
 
     def _request(self) -> Request:
         random = self._world.random
@@ -64,6 +67,12 @@ class V2Client:
         if random.random() < 0.3:
             request.Expiration = int((self._world.clock.seconds() + random.uniform(0, 4)) * 1e9)
         return request
+
+
+def plain(request: Request) -> tuple[str, str] | None:
+    """Path and value of a request that says nothing else, as who proposes for clients tells them."""
+    bare = Request(Method="PUT", Path=request.Path, Val=request.Val)
+    return (request.Path.decode(), request.Val.decode()) if request == bare else None
 
 
 class V2Attempt:
