@@ -132,7 +132,7 @@ class Proposals:
         Args:
             fields: an encoded ``etcdserverpb.Request`` without an id.
             waiter: of the passing of time (``SYNC``) an ordinary one, which gets an empty answer.
-            plain: path and value, if it sets a file and says nothing else.
+            plain: path and value, if it sets a file of a client's and says nothing else.
         """
         request_id = self._admit(waiter, leading)
         if request_id:

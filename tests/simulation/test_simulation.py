@@ -140,7 +140,7 @@ class SabotageTests(SynchronousTestCase):
         """A leader that reads without asking whether it still leads shows what is old, when others lead by now."""
         plan = {"fault_pause_s": 1.0, "clients": 6, "client_pause_s": 0.04, "keys": 1, "value_bytes": 0}
         more = {"size": 3, "watchers": 1, "owners": 0, "reconfigures": False}
-        text = self.caught(sabotage.READS_WITHOUT_ASKING, range(20, 40), faults=("isolate", "pause"), **plan, **more)
+        text = self.caught(sabotage.READS_WITHOUT_ASKING, range(66, 86), faults=("isolate", "pause"), **plan, **more)
         self.assertIn("was there before the question", text.splitlines()[-1])
 
     def test_events_that_a_snapshot_brought(self) -> None:

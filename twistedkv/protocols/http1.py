@@ -256,7 +256,6 @@ class HTTP1Connection(Protocol):
         if self._serving:
             return  # which ends with this
         if self._size and not self._busy and not self._closed and self._web is None:
-            self._since_s = self._front.clock.seconds()
             self._serve(self._received())
         self._flush()
 
@@ -331,6 +330,8 @@ class HTTP1Connection(Protocol):
         if position < size:
             self._parts.append(data[position:] if position else data)
             self._size = size - position
+        if position:
+            self._since_s = self._front.clock.seconds()  # when what comes next began, or idleness
 
     def _serve_one(self, data: bytes, position: int) -> int:
         """Take the request at ``position``; its length in bytes, 0 if it is not complete or was handed over."""
