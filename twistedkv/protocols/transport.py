@@ -222,7 +222,7 @@ class DirectTransport(Protocol):
             self._queue(data, sent)
 
     def _queue(self, data: bytes, sent: int | BaseException) -> None:
-        """Send on while the socket takes something , which may be less than all, then leave the rest to TCP."""
+        """Send on while the socket takes something, which may be less than all, then leave the rest to TCP."""
         rest = memoryview(data)
         while isinstance(sent, int) and sent > 0:
             rest = rest[sent:]
