@@ -259,6 +259,21 @@ class GoTextTests(SynchronousTestCase):
             return
         json.loads(data.decode("utf-8", "replace"), parse_constant=self.fail)
 
+    def test_half_an_escape_is_none(self) -> None:
+        """However many whole ones there are before it, which some versions of Python's patterns get wrong."""
+        for before in (b"", b"a", b"\\n", b"x\\u1234y", b"\\n" * 1200):
+            for rest, words in (
+                (b'\\u12"', "invalid character '\"' in \\u hexadecimal character escape"),
+                (b'\\uzz12"', "invalid character 'z' in \\u hexadecimal character escape"),
+                (b"\\u12", "unexpected EOF"),
+                (b'\\x"', "invalid character 'x' in string escape code"),
+                (b'\x01"', "invalid character '\\x01' in string literal"),
+            ):
+                error = self.assertRaises(JSONError, gojson.scan, b'"' + before + rest)
+                self.assertEqual(str(error), words)
+            found = gojson.scan_whole(b'"' + before + b'"')
+            self.assertEqual(gojson.kind(found), "string")
+
     def test_errors_name_the_byte(self) -> None:
         """Unprintable bytes are named as Go 1.16 names them."""
         for data, named in ((b"\x00", r"'\x00'"), (b"\x7f", r"'\u007f'"), (b"'", r"'\''"), (b"\xa0", r"'\u00a0'")):

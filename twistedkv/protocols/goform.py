@@ -36,7 +36,8 @@ _BOOLS: Final = {
 
 _TOKEN: Final = r"[!#$%&'*+\-.0-9A-Z^_`a-z{|}~]+"
 _MEDIA_TYPE: Final = re.compile(rf"({_TOKEN})?(/)?({_TOKEN})?(.*)", re.DOTALL)
-_QUOTED: Final = r'"(?:\\[()<>@,;:\\"/\[\]?=]|[^"\r\n])*+"'
+_ESCAPABLE: Final = r'[()<>@,;:\\"/\[\]?=]'
+_QUOTED: Final = rf'"(?:\\{_ESCAPABLE}|\\(?!{_ESCAPABLE})|[^"\\\r\n])*"'
 _PARAMETER: Final = re.compile(rf"\s*;\s*({_TOKEN})\s*=\s*(?:{_TOKEN}|{_QUOTED})")
 
 Form = dict[str, str]

@@ -23,7 +23,9 @@ UNEXPECTED_EOF: Final = "unexpected EOF"  # a stream ended within a value
 UNEXPECTED_END: Final = "unexpected end of JSON input"  # a whole text did
 
 _SPACE: Final = re.compile(rb"[ \t\r\n]*")
-_STRING_BODY: Final = re.compile(rb'"(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+')
+# Of a string, so many pieces at a time: the engine remembers each. Possessive, it would not, but up to Python 3.11.4 it
+# then takes half an escape for a whole one (https://github.com/python/cpython/issues/106052).
+_STRING_PIECES: Final = re.compile(rb'(?:[^"\\\x00-\x1f]+|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})){1,500}')
 _INTEGER: Final = re.compile(rb"-?(?:0|[1-9][0-9]*)")
 _DIGITS: Final = re.compile(rb"[0-9]+")
 _ESCAPE: Final = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))')
@@ -316,8 +318,9 @@ class _Scanner:
         return position + len(literal)
 
     def _string_end(self, position: int) -> int:
-        body = _STRING_BODY.match(self._data, position)
-        end = body.end() if body else position
+        end = position + 1
+        while (pieces := _STRING_PIECES.match(self._data, end)) is not None:
+            end = pieces.end()
         byte = self._byte(end)
         if byte == ord('"'):
             return end + 1
