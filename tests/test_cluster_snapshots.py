@@ -15,6 +15,7 @@ from twistedkv.pb.rpc_pb2 import CompactionRequest, Compare, PutRequest, Request
 from twistedkv.raft.messages import Message, MessageType
 from twistedkv.storage.backend import Bucket
 from twistedkv.storage.memory import MemoryBackend
+from twistedkv.storage.writebehind import DELAY_S
 
 
 class SnapshotTests(WiredCase):
@@ -29,7 +30,7 @@ class SnapshotTests(WiredCase):
         self.cluster(snapshot_count="20", experimental_snapshot_catchup_entries="5")
         leader, (absent, _) = self.leader(), self.followers()
         self.done(leader.put(b"before"))
-        self.run_for(0.3)
+        self.run_for(2 * DELAY_S)
         self.crash(absent)
         if backend is not None:
             backend.__dict__.update(absent.backend.__dict__)
@@ -261,7 +262,7 @@ class SnapshotTests(WiredCase):
         self.cluster(snapshot_count="1000", experimental_snapshot_catchup_entries="5")
         leader, (absent, _) = self.leader(), self.followers()
         self.done(leader.put(b"k"))
-        self.run_for(0.3)
+        self.run_for(2 * DELAY_S)
         self.crash(absent)
         compare = Compare(key=b"k", target=Compare.VERSION, version=9)
         nothing = TxnRequest(compare=[compare], success=[RequestOp(request_put=PutRequest(key=b"k"))])
@@ -294,7 +295,7 @@ class SnapshotTests(WiredCase):
         leader, (cut, _) = self.leader(), self.followers()
         self.write(leader, 10)
         self.done(leader.propose(InternalRaftRequest(compaction=CompactionRequest(revision=3))))
-        self.run_for(0.5)
+        self.run_for(2 * DELAY_S)
         worker = cut.slow_database()
         self.done(leader.propose(InternalRaftRequest(compaction=CompactionRequest(revision=8))))
         self.run_for(0.05)

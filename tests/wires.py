@@ -23,6 +23,7 @@ from twistedkv.protocols.receiver import Receiver
 from twistedkv.raft.messages import Message
 from twistedkv.raft.wire import decode_message, encode_message
 from twistedkv.server import Member
+from twistedkv.storage import writebehind
 
 DELAY_S = 0.001  # one way
 MOST_STEPS = 200_000  # of one run, so that none goes on for ever
@@ -285,7 +286,7 @@ class WiredCase(SynchronousTestCase):
     def assert_equal_states(self) -> None:
         """All that run come to have the same keys with the same histories, and the log applied as far."""
         self.until(lambda: len({each.member.applied for each in self.running()}) == 1)
-        self.run_for(0.5)  # written behind
+        self.run_for(2 * writebehind.DELAY_S)
         histories = [each.backend.scan(0, 1 << 62, 1_000_000) for each in self.running()]
         for history in histories[1:]:
             self.assertEqual(history, histories[0])
