@@ -53,6 +53,7 @@ class HoldingMember:
         self.proposed: list[InternalRaftRequest] = []
         self.refusal: KVError | None = None
         self.broken: BackendError | None = None
+        self.before_hashing: Callable[[], None] = lambda: None
         self.while_hashing: Callable[[], None] = lambda: None
 
     @property
@@ -68,6 +69,8 @@ class HoldingMember:
     def read_backend(self, function: Any, *arguments: Any) -> Deferred[Any]:
         if self.broken is not None:
             return fail(self.broken)
+        before, self.before_hashing = self.before_hashing, lambda: None
+        before()
         self.backend.write(self.store.take_batch())
         done = maybeDeferred(function, self.backend, *arguments)
         during, self.while_hashing = self.while_hashing, lambda: None
@@ -130,6 +133,14 @@ class HashAtTests(HoldingTestCase):
         self.assertEqual(self.hash(4), Hash(4, hash_kv(self.member.backend, 4, 2), 2))
         self.member.while_hashing = lambda: self.member.compact(3)
         self.failureResultOf(Deferred.fromCoroutine(hash_at(self.member, 3)), CompactedError)
+
+    def test_a_compaction_that_is_written_before(self) -> None:
+        """The database is of a later state than was asked about: it is asked about that, or the question is refused."""
+        self.member.before_hashing = lambda: self.member.compact(4)
+        self.assertEqual(self.hash(), Hash(4, hash_kv(self.member.backend, 4, 4), 4))
+        self.member.put(b"4")
+        self.member.before_hashing = lambda: self.member.compact(5)
+        self.failureResultOf(Deferred.fromCoroutine(hash_at(self.member, 5)), CompactedError)
 
 
 class HashSiteTests(HoldingTestCase):

@@ -106,7 +106,12 @@ async def hash_at(member: HashingMember, revision: int) -> Hash:
             raise FutureRevisionError
         began_s = member.reactor.seconds()
         # Below zero etcd hashes nothing, and says so by a hash.
-        value = await member.read_backend(hash_kv, revision or current, compacted)
+        try:
+            value = await member.read_backend(hash_kv, revision or current, compacted)
+        except CompactedError:
+            if store.compacted == compacted:
+                raise
+            continue  # by a compaction that was applied, and written, before the storage thread was at it
         member.metrics.hash_rev.observe(member.reactor.seconds() - began_s)
         if store.compacted == compacted:  # else a compaction was applied while the storage thread was at it
             return Hash(current, value, compacted)
